@@ -1,0 +1,291 @@
+"""Adapter files: read any common LoRA, check it, say what was assumed, and write the project's own self-describing format.
+
+Only safetensors is read; a file that is damaged or means something else than a plain LoRA is refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from . import lora_names as names
+from .adapter_metadata import Trained, read_trained
+from .errors import AdapterError
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One module's low-rank update: scale * up @ down, added to the base's output.
+
+    down (r, in) or (r, in, *kernel), up (out, r) or (out, r, 1, ...); alpha None where the file has none;
+    source is the module's name as the file writes it.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float | None
+    scale: float
+    source: str
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A read file: factors by module name (without prefix), what it says of itself, and what had to be assumed."""
+
+    path: Path
+    factors: Mapping[str, Factor]
+    styles: tuple[str, ...]
+    metadata: Mapping[str, str]
+    trained: Trained
+    skipped: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def bases(self) -> frozenset[str]:
+        """The architectures it can belong to: the metadata's, else those its module names fit."""
+        return frozenset([self.trained.base]) if self.trained.base else names.possible_bases(self.factors)
+
+    @property
+    def parameters(self) -> int:
+        return sum(f.down.numel() + f.up.numel() for f in self.factors.values())
+
+    def describe(self) -> dict[str, Any]:
+        """What the loader makes of the file, as plain values for a report or JSON."""
+        return {
+            "file": self.name,
+            "phase": self.trained.phase,
+            "base": sorted(self.bases),
+            "modules": len(self.factors),
+            "parameters": self.parameters,
+            "rank": sorted({f.rank for f in self.factors.values()}),
+            "alpha": sorted({f.alpha for f in self.factors.values() if f.alpha is not None}) or None,
+            "scale": sorted({f.scale for f in self.factors.values()}),
+            "dtype": sorted({str(f.down.dtype).removeprefix("torch.") for f in self.factors.values()}),
+            "styles": list(self.styles),
+            "ladder": self.trained.ladder,
+            "teacher_steps": self.trained.teacher_steps,
+            "steps": self.trained.steps,
+            "skipped": list(self.skipped),
+            "assumed": list(self.assumed),
+        }
+
+
+def read_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Read and check one LoRA file. Raises AdapterError, in one sentence, for anything that cannot be applied whole."""
+    path = Path(path)
+    tensors, metadata = _read_tensors(path)
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    sources: dict[str, str] = {}
+    styles: Counter[str] = Counter()
+    text_encoder, skipped = 0, []
+    for key, tensor in tensors.items():
+        method = names.other_method(key)
+        if method:
+            raise AdapterError(f"{path.name}: {key} belongs to {method}, and only plain LoRA can switch phases; convert it to LoRA first")
+        if names.is_text_encoder(key):
+            text_encoder += 1
+            continue
+        parsed = names.parse_key(key)
+        if parsed is None:
+            skipped.append(key)
+            continue
+        roles = parts.setdefault(parsed.module, {})
+        if parsed.role in roles:
+            raise AdapterError(
+                f"{path.name}: module {parsed.module} is given twice, as {sources[parsed.module]} and {parsed.source}; keep one"
+            )
+        roles[parsed.role] = tensor
+        sources[parsed.module] = parsed.source
+        if parsed.role == names.DOWN:
+            styles[parsed.style] += 1
+    factors = {}
+    scales = _StatedScale(path, metadata)
+    for module, roles in parts.items():
+        factors[module] = _factor(path, module, sources[module], roles, scales)
+    if not factors:
+        raise AdapterError(f"{path.name}: none of its {len(tensors)} tensors is part of a LoRA{_example(tensors)}; choose a LoRA file")
+    assumed = list(scales.assumed())
+    if text_encoder:
+        assumed.append(f"{text_encoder} text-encoder tensors left out: a Glance pair changes the diffusion model alone")
+    if skipped:
+        assumed.append(f"{len(skipped)} tensors left out that are no LoRA: {', '.join(skipped[:3])}{', ...' if len(skipped) > 3 else ''}")
+    trained = read_trained(path.name, metadata)
+    if trained.phase is None:
+        assumed.append("phase not stated in the file: taken as chosen")
+    return Adapter(path, factors, tuple(sorted(styles)), metadata, trained, tuple(skipped), tuple(assumed))
+
+
+def check_pair(slow: Adapter, fast: Adapter) -> tuple[str, ...]:
+    """Refuse a pair that cannot belong together; return what is odd but possible."""
+    for adapter, wanted, other in ((slow, "slow", "fast"), (fast, "fast", "slow")):
+        if adapter.trained.phase == other:
+            raise AdapterError(f"{adapter.name} is a {other.title()} adapter but was chosen as {wanted}_lora; swap the two files")
+    if slow.bases and fast.bases and not slow.bases & fast.bases:
+        one, two = ("/".join(sorted(a.bases)) for a in (slow, fast))
+        raise AdapterError(f"{slow.name} is for {one} and {fast.name} for {two}; choose two files of one pair")
+    a, b = slow.trained, fast.trained
+    for what, x, y in (("ladder", a.ladder, b.ladder), ("teacher steps", a.teacher_steps, b.teacher_steps), ("steps", a.steps, b.steps)):
+        if x is not None and y is not None and x != y:
+            raise AdapterError(f"{slow.name} was trained on {what} {x} and {fast.name} on {y}; choose two files of one pair")
+    notes = []
+    if a.pair and b.pair and a.pair != b.pair:
+        notes.append(f"{slow.name} and {fast.name} were trained in different runs")
+    if a.phase is None and b.phase is None and "fast" in slow.name.lower() and "slow" in fast.name.lower():
+        notes.append(f"the file names look swapped: {slow.name} is used as Slow, {fast.name} as Fast")
+    if slow.factors.keys() != fast.factors.keys():
+        notes.append(f"the two files target different modules ({len(slow.factors)} and {len(fast.factors)})")
+    return tuple(notes)
+
+
+def with_alpha(adapter: Adapter, alpha: float) -> Adapter:
+    """The adapter with this alpha on every module: scale = alpha / rank."""
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise AdapterError(f"alpha must be a positive number, got {alpha}")
+    factors = {m: replace(f, alpha=alpha, scale=alpha / f.rank) for m, f in adapter.factors.items()}
+    return replace(adapter, factors=factors, assumed=tuple(a for a in adapter.assumed if not a.startswith("no alpha")))
+
+
+class _StatedScale:
+    """The scale of a module: its alpha tensor, else what the file's own metadata or PEFT configuration says, else 1."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, str]):
+        self._config, self._where = _peft_config(path, metadata)
+        self._kohya = _number(metadata.get("ss_network_alpha"))
+        self._path = path
+        self._counts: Counter[str] = Counter()
+
+    def of(self, module: str, rank: int, alpha: float | None) -> tuple[float | None, float]:
+        """(alpha, scale) of one module."""
+        if alpha is not None:
+            return alpha, alpha / rank
+        if self._config:
+            alpha = _number(_by_pattern(self._config.get("alpha_pattern"), module)) or _number(self._config.get("lora_alpha"))
+            if alpha is not None:
+                if self._config.get("use_rslora"):
+                    self._counts[f"no alpha in the tensors: rank-stabilised alpha / sqrt(rank) from {self._where}"] += 1
+                    return alpha * math.sqrt(rank), alpha / math.sqrt(rank)
+                self._counts[f"no alpha in the tensors: alpha {alpha:g} from {self._where}"] += 1
+                return alpha, alpha / rank
+        if self._kohya is not None:
+            self._counts[f"no alpha in the tensors: alpha {self._kohya:g} from ss_network_alpha"] += 1
+            return self._kohya, self._kohya / rank
+        self._counts["no alpha in the file: scale 1 assumed (alpha = rank); set the strength if it was trained at another"] += 1
+        return None, 1.0
+
+    def assumed(self) -> list[str]:
+        return [f"{text} ({count} modules)" for text, count in self._counts.items()]
+
+
+def _peft_config(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """PEFT's settings, from diffusers' metadata or from the configuration PEFT saves beside its adapter_model.safetensors."""
+    text = metadata.get("lora_adapter_metadata")
+    if text:
+        loaded = _json_object(text)
+        prefixed = {k.removeprefix("transformer."): v for k, v in loaded.items() if k.startswith("transformer.")}
+        return prefixed or {k.removeprefix("unet."): v for k, v in loaded.items()}, "lora_adapter_metadata"
+    beside = path.with_name("adapter_config.json")
+    if path.name == "adapter_model.safetensors" and beside.is_file():
+        return _json_object(beside.read_text(encoding="utf-8")), beside.name
+    return {}, ""
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        loaded = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _by_pattern(patterns: Any, module: str) -> Any:
+    """PEFT's rule for rank_pattern and alpha_pattern: the module's name ends with the key."""
+    if not isinstance(patterns, dict):
+        return None
+    return next((v for k, v in patterns.items() if module == k or module.endswith("." + re.sub(r"^\^|\$$", "", k))), None)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) and number > 0 else None
+
+
+def _factor(path: Path, module: str, source: str, roles: Mapping[str, torch.Tensor], scales: _StatedScale) -> Factor:
+    missing = [role for role in (names.DOWN, names.UP) if role not in roles]
+    if missing:
+        has = " and ".join(sorted(roles))
+        raise AdapterError(
+            f"{path.name}: module {module} has {has} but no {' and no '.join(missing)} factor; the file is incomplete, get it again"
+        )
+    down, up = roles[names.DOWN], roles[names.UP]
+    for role, tensor in roles.items():
+        if tensor.dtype not in _FLOATS:
+            raise AdapterError(f"{path.name}: {role} of {module} is {tensor.dtype}; only float64, float32, float16 and bfloat16 are read")
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{path.name}: {role} of {module} holds NaN or infinity; the training diverged or the file is damaged")
+    if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1] or 0 in down.shape or 0 in up.shape or math.prod(up.shape[2:]) != 1:
+        raise AdapterError(f"{path.name}: the factors of {module} do not fit, down {tuple(down.shape)} and up {tuple(up.shape)}")
+    alpha = None
+    if names.ALPHA in roles:
+        if roles[names.ALPHA].numel() != 1:
+            raise AdapterError(f"{path.name}: alpha of {module} has shape {tuple(roles[names.ALPHA].shape)}; it must be one number")
+        alpha = float(roles[names.ALPHA])
+    alpha, scale = scales.of(module, down.shape[0], alpha)
+    return Factor(down, up, alpha, scale, source)
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Every tensor and the metadata of a safetensors file, after the checks that give a clear sentence."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except (OSError, ValueError) as error:
+        raise AdapterError(
+            f"{path.name or path}: cannot be opened ({getattr(error, 'strerror', None) or error}); check the path"
+        ) from error
+    if size == 0:
+        raise AdapterError(f"{path.name}: the file is empty; download it again")
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise AdapterError(f"{path.name}: this is a pickled checkpoint, which can run code; convert it to safetensors")
+    if start.lstrip()[:1] == b"<":
+        raise AdapterError(f"{path.name}: this is a web page, not a model; download the file itself")
+    header = int.from_bytes(start, "little")
+    if size < 8 or header > size - 8:
+        raise AdapterError(
+            f"{path.name}: the header claims {header} bytes but the file has {size}; it is truncated or no safetensors file, download it again"
+        )
+    if header > _HEADER_LIMIT:
+        raise AdapterError(f"{path.name}: a header of {header} bytes is above the limit of {_HEADER_LIMIT}; this is no LoRA")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, OverflowError) as error:
+        raise AdapterError(f"{path.name}: not a valid safetensors file ({error}); download it again") from error
+
+
+def _example(tensors: Mapping[str, torch.Tensor]) -> str:
+    return f" (the first is {next(iter(tensors))})" if tensors else ""

@@ -1,0 +1,276 @@
+"""Two (or N) low-rank branches on the live modules of a frozen model, and the switch that says which one answers.
+
+    y = base(x);  y[..., rows] += (x @ down') @ up'        one mm and one in-place addmm per target
+
+The base's weights are never read or written, so quantised, offloaded and streamed weights need no special case.
+Strength and scale are folded into `up`, once. Switching moves one pointer per target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .errors import SwitchError
+
+_UNSET = object()
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A low-rank update of one target: output rows start .. start + out of the target get up @ down @ x.
+
+    down (r, in), or (r, in, *kernel) for a convolution; up (out, r), strength and scale folded in.
+    """
+
+    down: Tensor
+    up: Tensor
+    start: int = 0
+
+
+class Branch(nn.Module):
+    """All low-rank updates of one phase on one target, ready for use: downs stacked, ups transposed, in one dtype.
+
+    Several updates (the three slices of a fused qkv) share one mm over their stacked downs.
+    """
+
+    def __init__(self, updates: Sequence[LowRank], dtype: torch.dtype):
+        super().__init__()
+        stacked = torch.cat([u.down.to(dtype) for u in updates]) if len(updates) > 1 else updates[0].down.to(dtype)
+        self.down = nn.Parameter(stacked, requires_grad=False)  # (sum of r, in[, *kernel])
+        for i, update in enumerate(updates):  # parameters of its own: hosts place leaf modules, not containers in between
+            self.register_parameter(
+                f"up{i}", nn.Parameter(update.up.flatten(1).t().to(dtype).contiguous(), requires_grad=False)
+            )  # (r, out)
+        self.starts = tuple(u.start for u in updates)
+
+    def on(self, device: torch.device) -> Bound:
+        """The tensors on `device`, without a copy where they are there already."""
+        ups = (self.get_parameter(f"up{i}").detach().to(device) for i in range(len(self.starts)))
+        return Bound(self.down.detach().to(device), tuple(ups), self.starts)
+
+
+class PhaseWeights(nn.Module):
+    """The branches of every phase by target name. An nn.Module, so that a host can place and account for its memory.
+
+    phases: for each phase, target name -> updates (absent or empty: this phase leaves the target alone).
+    """
+
+    def __init__(self, phases: Sequence[Mapping[str, Sequence[LowRank]]], dtype: torch.dtype):
+        super().__init__()
+        self.targets = tuple(dict.fromkeys(name for phase in phases for name, updates in phase.items() if updates))
+        self.phase_count = len(phases)
+        self.branches = nn.ModuleList()
+        self._index: list[dict[str, int]] = []
+        for phase in phases:
+            index = {}
+            for name, updates in phase.items():
+                if updates:
+                    index[name] = len(self.branches)
+                    self.branches.append(Branch(updates, dtype))
+            self._index.append(index)
+
+    def branch(self, phase: int, target: str) -> Branch | None:
+        at = self._index[phase].get(target)
+        return None if at is None else self.branches[at]  # type: ignore[return-value]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.parameters())
+
+
+class Bound:
+    """A branch's tensors where they are needed: down (R, in[, *kernel]) and ups, each (r, out) on rows from its start."""
+
+    __slots__ = ("down", "starts", "ups")
+
+    def __init__(self, down: Tensor, ups: tuple[Tensor, ...], starts: tuple[int, ...]):
+        self.down, self.ups, self.starts = down, ups, starts
+
+
+class _Target:
+    """One wrapped module: `hook` stands in for its forward while the switch is installed."""
+
+    def __init__(self, name: str, module: nn.Module):
+        self.name, self.module = name, module
+        self.add = _add_conv if _is_convolution(module) else _add_linear
+        self.active: Bound | None = None
+        self.bound: tuple[Bound | None, ...] = ()
+        self.inner: Callable[..., Any] = module.forward
+        self.previous: Any = _UNSET
+        self.stranded = False
+        self.hook = self._forward  # one bound method for life, so that a compiled graph recognises it
+
+    def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        y = self.inner(x, *args, **kwargs)
+        active = self.active
+        return y if active is None else self.add(self.module, x, y, active)
+
+    def wrap(self) -> None:
+        while isinstance(below := getattr(self.module.forward, "__self__", None), _Target) and below.stranded:
+            below._restore()
+        self.previous = self.module.__dict__.get("forward", _UNSET)
+        self.inner = self.module.forward
+        self.module.forward = self.hook
+
+    def unwrap(self) -> None:
+        """Put the previous forward back; where somebody else wrapped this one meanwhile, stay below as a mere passage."""
+        self.active = None
+        if self.module.__dict__.get("forward") is self.hook:
+            self._restore()
+        else:
+            self.stranded = True
+
+    def _restore(self) -> None:
+        if self.previous is _UNSET:
+            del self.module.__dict__["forward"]
+        else:
+            self.module.forward = self.previous
+
+
+class PhaseSwitch:
+    """Installs `weights` on the modules of a model and answers with one phase at a time, or with none.
+
+    Installing and removing are exact inverses, last in first out, whatever is raised in between; both may be called twice.
+    """
+
+    def __init__(self, weights: PhaseWeights):
+        self.weights = weights
+        self._targets: WeakKeyDictionary[nn.Module, tuple[_Target, ...]] = WeakKeyDictionary()
+        self._installed: tuple[_Target, ...] = ()
+        self._phase: int | None = None
+
+    @property
+    def installed(self) -> bool:
+        return bool(self._installed)
+
+    @property
+    def phase(self) -> int | None:
+        """The phase that answers; None: the bare base."""
+        return self._phase
+
+    def install(self, root: nn.Module, device: torch.device) -> None:
+        """Wrap the targets below `root`; no phase is on yet. Raises SwitchError for a target the model lacks."""
+        if self._installed:
+            return
+        targets = self._targets.get(root)
+        if targets is None:
+            targets = tuple(_Target(name, find_module(root, name)) for name in self.weights.targets)
+            self._targets[root] = targets
+        wrapped = []
+        try:
+            for target in targets:
+                branches = (self.weights.branch(phase, target.name) for phase in range(self.weights.phase_count))
+                target.bound = tuple(None if branch is None else branch.on(device) for branch in branches)
+                target.wrap()
+                wrapped.append(target)
+        except BaseException:
+            self._unwrap(wrapped)
+            raise
+        self._installed = targets
+
+    def remove(self) -> None:
+        """Undo `install`."""
+        targets, self._installed, self._phase = self._installed, (), None
+        self._unwrap(targets)
+
+    def _unwrap(self, targets: Sequence[_Target]) -> None:
+        for target in reversed(targets):
+            target.unwrap()
+        if any(target.stranded for target in targets):
+            self._targets.clear()  # a stranded hook may still be in the chain: wrapping it once more would call itself
+
+    def select(self, phase: int | None) -> None:
+        """Let `phase` answer from the next forward on; None for the bare base."""
+        if phase is not None and not 0 <= phase < self.weights.phase_count:
+            raise SwitchError(f"phase {phase} was selected but there are {self.weights.phase_count}; phases count from 0")
+        for target in self._installed:
+            target.active = None if phase is None else target.bound[phase]
+        self._phase = phase
+
+
+def phase_index(sigma: float, thresholds: Sequence[float]) -> int:
+    """Which of len(thresholds) + 1 phases a noise level belongs to; thresholds fall, phase 0 lies above the first."""
+    return sum(sigma <= threshold for threshold in thresholds)
+
+
+def find_module(root: nn.Module, name: str) -> nn.Module:
+    try:
+        return root.get_submodule(name)
+    except AttributeError as error:
+        raise SwitchError(f"the model {type(root).__name__} has no module {name}; the adapter is for another architecture") from error
+
+
+def check_update(module: nn.Module, name: str, update: LowRank) -> None:
+    """Raise SwitchError if the update cannot be added to the module's output."""
+    convolution = _is_convolution(module)
+    inside, outside = _widths(module)
+    if inside is None or outside is None:
+        return  # a Linear of an unknown kind: its forward will tell
+    fits = update.down.shape[1] == inside and update.start + update.up.shape[0] <= outside
+    if convolution:
+        fits = fits and update.down.shape[2:] == module.kernel_size
+        fits = fits and getattr(module, "groups", 1) == 1 and update.start == 0
+    if not fits or (update.down.ndim > 2 and not convolution):
+        rows = f"rows {update.start}..{update.start + update.up.shape[0]}"
+        raise SwitchError(
+            f"{name} takes {inside} and gives {outside} features, but the adapter's factors are {tuple(update.down.shape)} and "
+            f"{tuple(update.up.shape)} for {rows}; the adapter is for another size of the model"
+        )
+
+
+def _widths(module: nn.Module) -> tuple[int | None, int | None]:
+    inside = getattr(module, "in_features", getattr(module, "in_channels", None))
+    outside = getattr(module, "out_features", getattr(module, "out_channels", None))
+    return inside, outside
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+
+
+def _add_linear(module: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> Tensor:
+    down = bound.down
+    if down.dtype != x.dtype:  # a module the host runs in another precision than the rest
+        down = down.to(x.dtype)
+    hidden = torch.mm(x.reshape(-1, x.shape[-1]), down.t())  # (B T, R)
+    if y.requires_grad or hidden.requires_grad or not y.is_contiguous():
+        return _add_out_of_place(y, hidden, bound)
+    rows = y.view(-1, y.shape[-1])  # (B T, out), the same memory
+    at = 0
+    for start, up in zip(bound.starts, bound.ups, strict=True):
+        rank, out = up.shape
+        part = hidden if rank == hidden.shape[1] else hidden[:, at : at + rank]
+        into = rows if out == rows.shape[1] else rows[:, start : start + out]
+        into.addmm_(part.to(y.dtype), up.to(y.dtype))
+        at += rank
+    return y
+
+
+def _add_out_of_place(y: Tensor, hidden: Tensor, bound: Bound) -> Tensor:
+    """The same sum where autograd needs the base's output untouched."""
+    update = torch.zeros_like(y).reshape(-1, y.shape[-1])
+    at = 0
+    for start, up in zip(bound.starts, bound.ups, strict=True):
+        rank, out = up.shape
+        update = update.slice_scatter(
+            update[:, start : start + out] + hidden[:, at : at + rank].to(y.dtype) @ up.to(y.dtype), dim=1, start=start, end=start + out
+        )
+        at += rank
+    return y + update.view_as(y)
+
+
+def _add_conv(module: Any, x: Tensor, y: Tensor, bound: Bound) -> Tensor:
+    """A convolution's branch: down with the base's own stride and padding, up as 1 x 1."""
+    convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[x.ndim - 3]
+    (up,) = bound.ups
+    padding = module.padding
+    hidden = convolve(x, bound.down.to(x.dtype), None, module.stride, padding, module.dilation)  # (B, R, *out)
+    weight = up.t().reshape(up.shape[1], up.shape[0], *(1,) * (x.ndim - 2)).to(hidden.dtype)
+    return y + convolve(hidden, weight).to(y.dtype)
