@@ -1,0 +1,18 @@
+"""Glance for ComfyUI: registration only. Importable where ComfyUI is not, and then registers nothing."""
+
+try:
+    from comfy_api.latest import ComfyExtension
+except ImportError:  # tests, tools and `python -m glance_core` on a machine without ComfyUI
+    ComfyExtension = None
+
+if ComfyExtension is not None:
+
+    class GlanceExtension(ComfyExtension):
+        async def get_node_list(self):
+            from .nodes.loader import LoadGlanceLoRA
+            from .nodes.samplers import GlanceReferenceSampler, GlanceScheduler, PhaseSplitSampler
+
+            return [LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, GlanceReferenceSampler]
+
+    async def comfy_entrypoint():
+        return GlanceExtension()

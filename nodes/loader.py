@@ -1,0 +1,98 @@
+"""LoadGlanceLoRA: a MODEL that carries a Slow and a Fast adapter, and a report of what was found."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..glance_core.adapter_metadata import Trained
+from ..glance_core.lora_file import Adapter, check_pair, read_adapter
+from . import host, pair
+
+CATEGORY = "Glance"
+
+
+class LoadGlanceLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        loras = folder_paths.get_filename_list("loras")
+        strength = {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.01}
+        return io.Schema(
+            node_id="LoadGlanceLoRA",
+            display_name="Load Glance LoRA",
+            category=CATEGORY,
+            description="Puts a Glance pair on the model: Slow answers at high noise, Fast at low noise. The base model is not changed.",
+            search_aliases=["glance", "phase lora", "accelerator lora", "slow fast lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model the pair was trained for. LoRAs already on it stay."),
+                io.Combo.Input("slow_lora", options=loras, tooltip="The adapter for the early, noisy phase, from models/loras."),
+                io.Combo.Input("fast_lora", options=loras, tooltip="The adapter for the late phase, from models/loras."),
+                io.Float.Input("slow_strength", **strength, tooltip="1 is as trained; 0 leaves the base alone in this phase."),
+                io.Float.Input("fast_strength", **strength, tooltip="1 is as trained; 0 leaves the base alone in this phase."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.String.Output(display_name="report", tooltip="Modules matched and not, scale, assumptions, schedule found."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, slow_lora: str, fast_lora: str, **_: Any) -> list[Any]:
+        """Load again when a file was replaced under the same name."""
+        paths = (folder_paths.get_full_path("loras", name) for name in (slow_lora, fast_lora))
+        return [(s.st_mtime_ns, s.st_size) for s in map(os.stat, (p for p in paths if p))]
+
+    @classmethod
+    def execute(cls, model: Any, slow_lora: str, fast_lora: str, slow_strength: float, fast_strength: float) -> io.NodeOutput:
+        slow, fast = (read_adapter(folder_paths.get_full_path_or_raise("loras", name)) for name in (slow_lora, fast_lora))
+        notes = check_pair(slow, fast)
+        keys = host.key_map(model)
+        found = [host.match(a, model, s, keys) for a, s in ((slow, slow_strength), (fast, fast_strength))]
+        trained = _trained(slow, fast)
+        carrying = pair.attach(model, [m.updates for m in found], trained)
+        text = _report(model, (slow, fast), (slow_strength, fast_strength), found, trained, notes)
+        for adapter, matched in zip((slow, fast), found, strict=True):
+            if matched.unmatched:
+                pair.log.warning(
+                    "Glance: %d modules of %s are not in the model, the first %s",
+                    len(matched.unmatched),
+                    adapter.name,
+                    matched.unmatched[0],
+                )
+        return io.NodeOutput(carrying, text)
+
+
+def _trained(slow: Adapter, fast: Adapter) -> Trained:
+    """What the pair says of its schedule; one file may say what the other leaves out (`check_pair` saw that they agree)."""
+    return slow.trained if slow.trained.ladder or slow.trained.steps else fast.trained
+
+
+def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trained, notes: tuple[str, ...]) -> str:
+    lines = [
+        f"model: {type(model.model).__name__} ({host.architecture(model)}), computes in {str(host.compute_dtype(model)).removeprefix('torch.')}"
+    ]
+    for phase, adapter, strength, matched in zip(("slow", "fast"), adapters, strengths, found, strict=True):
+        told = adapter.describe()
+        ranks, scales = (", ".join(f"{v:g}" for v in told[name]) for name in ("rank", "scale"))
+        lines.append(f"{phase}: {adapter.name}, strength {strength:g}")
+        lines.append(f"  modules: {matched.modules} matched on {len(matched.updates)} layers, {len(matched.unmatched)} unmatched")
+        lines.append(
+            f"  rank {ranks}; scale {scales}; {' + '.join(told['styles'])}; {', '.join(told['dtype'])}; base {'/'.join(told['base']) or 'not stated'}"
+        )
+        lines += [f"  unmatched: {name}" for name in matched.unmatched[:5]]
+        if len(matched.unmatched) > 5:
+            lines.append(f"  unmatched: and {len(matched.unmatched) - 5} more")
+        lines += [f"  assumed: {item}" for item in adapter.assumed]
+    lines += [f"note: {note}" for note in notes]
+    if trained.ladder:
+        lines.append(
+            f"schedule: {trained.ladder}, teacher steps {trained.steps or 'not stated'} of {trained.teacher_steps or 50}, from the file"
+        )
+    else:
+        kind = host.architecture(model)
+        ladder = kind if kind in host.SCHEDULES else "model"
+        lines.append(f"schedule: none in the files; {ladder} assumed, switching at teacher step 11 of 50 as in the paper")
+    return "\n".join(lines)

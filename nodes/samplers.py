@@ -1,0 +1,189 @@
+"""GlanceScheduler, PhaseSplitSampler and GlanceReferenceSampler: which sigmas are walked, and one run of the host's sampler on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+
+from ..glance_core import schedule as core
+from ..glance_core.errors import GlanceError, ScheduleError
+from ..glance_core.sampling import reference_ladders, walk
+from . import host
+from .loader import CATEGORY
+from .pair import TaggedSigmas, log, trained_of
+
+_MANY = 10_000
+
+
+def _schedule_inputs() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "schedule", options=host.SCHEDULES, tooltip="The teacher's ladder. auto: what the pair was trained on, else by the model."
+        ),
+        io.Int.Input("slow_steps", default=5, min=1, max=_MANY, tooltip="Steps in the Slow phase (the paper: 5, or 3)."),
+        io.Int.Input("fast_steps", default=5, min=1, max=_MANY, tooltip="Steps in the Fast phase (the paper: 5)."),
+    ]
+
+
+def _denoise_input() -> Any:
+    return io.Float.Input(
+        "denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip="Below 1: image to image, from this noise level down."
+    )
+
+
+def _teacher_steps_input() -> Any:
+    return io.String.Input(
+        "teacher_steps", default="", optional=True, advanced=True,
+        tooltip="Explicit teacher steps instead of slow_steps and fast_steps, Slow before the bar: 1,3,5,7,9|11,21,31,41,50",
+    )  # fmt: skip
+
+
+def _validate_teacher_steps(teacher_steps: str | None) -> bool | str:
+    """True, or the sentence that says what is wrong with the text."""
+    if not teacher_steps or not teacher_steps.strip():
+        return True
+    try:
+        core.parse_steps(teacher_steps, _MANY)
+    except GlanceError as error:
+        return str(error)
+    return True
+
+
+def _walked(
+    model: Any, latent: Any, schedule: str, slow_steps: int, fast_steps: int, teacher_steps: str, denoise: float
+) -> core.PhaseSchedule:
+    trained = trained_of(model)
+    split = host.split(trained, slow_steps, fast_steps, teacher_steps or "")
+    kind, ladder = host.teacher_ladder(model, tuple(host.fixed_latent(model, latent).shape), schedule, trained)
+    if trained.split and (split.slow[-1] >= trained.split.fast[0] or split.fast[0] <= trained.split.slow[-1]):
+        log.warning("Glance: teacher steps %s put steps into the other phase than the pair was trained for (%s)", split, trained.split)
+    walked = core.build_schedule(ladder, split, denoise)
+    log.info("Glance: %s ladder, teacher steps %s, %d forwards", kind, split, walked.steps)
+    return walked
+
+
+class GlanceScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GlanceScheduler",
+            display_name="Glance Scheduler",
+            category=CATEGORY,
+            description="The sigmas a Glance pair walks at this latent's size, for any sampler of ComfyUI (SamplerCustom and its kin).",
+            inputs=[
+                io.Model.Input("model", tooltip="The model, best with its pair: the pair says which ladder it was trained on."),
+                io.Latent.Input("latent_image", tooltip="Its size decides the ladder's shift."),
+                *_schedule_inputs(),
+                _teacher_steps_input(),
+                _denoise_input(),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, teacher_steps: str | None = None) -> bool | str:
+        return _validate_teacher_steps(teacher_steps)
+
+    @classmethod
+    def execute(
+        cls, model: Any, latent_image: Any, schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = ""
+    ) -> io.NodeOutput:
+        return io.NodeOutput(TaggedSigmas.make(_walked(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise)))
+
+
+class PhaseSplitSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PhaseSplitSampler",
+            display_name="Phase Split Sampler",
+            category=CATEGORY,
+            description="One run of ComfyUI's own sampler on Glance's ladder, Slow first, then Fast. Without a pair on the model: the bare base "
+            "on the same ladder, to compare with.",
+            search_aliases=["glance sampler", "ksampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Glance LoRA; a bare model gives the honest control."),
+                io.Conditioning.Input("positive", tooltip="What the picture should show."),
+                io.Conditioning.Input("negative", tooltip="What it should not; used where cfg is not 1."),
+                io.Latent.Input("latent_image", tooltip="Size and batch of the picture, or the picture to start from."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="The noise's seed."),
+                io.Float.Input(
+                    "cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Above 1 each step costs two forwards."
+                ),
+                io.Combo.Input(
+                    "sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="euler is what pairs are trained for."
+                ),
+                *_schedule_inputs(),
+                _denoise_input(),
+                _teacher_steps_input(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, teacher_steps: str | None = None) -> bool | str:
+        return _validate_teacher_steps(teacher_steps)
+
+    @classmethod
+    def execute(
+        cls, model: Any, positive: Any, negative: Any, latent_image: Any, seed: int, cfg: float, sampler_name: str,
+        schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = "",
+    ) -> io.NodeOutput:  # fmt: skip
+        walked = _walked(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise)
+        return io.NodeOutput(host.sample(model, positive, negative, latent_image, seed, cfg, sampler_name, TaggedSigmas.make(walked)))
+
+
+class GlanceReferenceSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GlanceReferenceSampler",
+            display_name="Glance Reference Sampler (inconsistent walk)",
+            category=CATEGORY,
+            description="The walk of the published reference code: the model is told Glance's sigmas while the sample moves along other ladders, "
+            "1.05 times the way in all for Qwen-Image. Only for comparing published weights like for like; feed it Glance Scheduler's sigmas.",
+            inputs=[
+                io.Combo.Input("schedule", options=["auto", *core.DYNAMIC_SHIFTS], optional=True, advanced=True,
+                               tooltip="The ladders moved along. auto: by the pair or the model."),
+            ],
+            outputs=[io.Sampler.Output(display_name="sampler")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, schedule: str = "auto") -> io.NodeOutput:
+        return io.NodeOutput(comfy.samplers.KSAMPLER(_reference_walk, {"schedule": schedule}))
+
+
+def _reference_walk(
+    model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict[str, Any] | None = None, callback: Any = None,
+    disable: bool | None = None, schedule: str = "auto",
+) -> torch.Tensor:  # fmt: skip
+    """The reference code's walk as a sampler of the host (k-diffusion's calling convention). Source: facts of CSU-JPG/Glance at 88bac37."""
+    patcher = model.inner_model.model_patcher
+    host.refuse_unless_flow(patcher, "the reference walk")
+    told = sigmas.tolist()[:-1]
+    kind, teacher = host.teacher_ladder(patcher, tuple(x.shape), schedule, trained_of(patcher))
+    if kind not in core.DYNAMIC_SHIFTS:
+        raise ScheduleError(
+            f"the reference walk exists for {' and '.join(core.DYNAMIC_SHIFTS)}, not for the {kind} ladder; use PhaseSplitSampler"
+        )
+    step = core.split_steps(1, 1, len(teacher) - 1).fast[0]
+    threshold = core.threshold_between(teacher[step - 1], teacher[step])
+    slow = sum(sigma > threshold for sigma in told)
+    if not 0 < slow < len(told):
+        raise ScheduleError(
+            f"the reference walk needs sigmas of both phases, got {slow} Slow of {len(told)}; wire Glance Scheduler's sigmas, denoise 1"
+        )
+    fast = core.teacher_ladder(kind, len(told) - slow, tokens=host.latent_tokens(tuple(x.shape)))
+    denoised: list[torch.Tensor] = []
+
+    def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        denoised[:] = [model(x, x.new_full((x.shape[0],), sigma), **(extra_args or {}))]
+        if callback is not None:
+            callback({"x": x, "i": told.index(sigma), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised[0]})
+        return (x - denoised[0]) / sigma
+
+    return walk(velocity, x, told, reference_ladders(teacher, fast, slow))
