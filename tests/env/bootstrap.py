@@ -1,0 +1,70 @@
+"""Make .venv hold everything the tests need; run again whenever, it does nothing where nothing changed.
+
+With a ComfyUI at hand (tests/host/comfyui.py says where it is looked for) its requirements are installed too.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
+PYTHON = BIN / "python"
+COMPANIONS = {"torchvision": "0.28.0", "torchaudio": "2.11.0"}  # of the torch in requirements.txt, installed without their CUDA
+
+sys.path.insert(0, str(HERE.parent / "host"))
+import comfyui  # noqa: E402
+
+
+def main() -> None:
+    host = comfyui.find()
+    wanted = [HERE / "requirements.txt", *([host / "requirements.txt"] if host else [])]
+    stamp = VENV / "glance-tests-installed"
+    state = hashlib.sha256(b"".join(p.read_bytes() for p in [*wanted, Path(__file__)])).hexdigest()
+    if not PYTHON.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    if stamp.exists() and stamp.read_text() == state:
+        return
+    print("installing what the tests need into .venv (several minutes the first time)", flush=True)
+    pip("-r", wanted[0])
+    if host:
+        print(f"ComfyUI at hand: {host}", flush=True)
+        install_comfyui_requirements(wanted[1])
+    stamp.write_text(state)
+
+
+def pip(*arguments: object) -> None:
+    subprocess.run([str(PYTHON), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *map(str, arguments)], check=True)
+
+
+def install_comfyui_requirements(requirements: Path) -> None:
+    pip("--no-deps", *(f"{name}=={version}" for name, version in COMPANIONS.items()))
+    rest = VENV / "comfyui-requirements.txt"
+    rest.write_text("\n".join(line for line in requirements.read_text().splitlines() if line.strip() not in ("torch", *COMPANIONS)))
+    pip("-r", rest, "-c", HERE / "requirements.txt")
+    if not imports("torchaudio"):  # built for CUDA; without its compiled part it falls back to Python
+        for library in (site_packages() / "torchaudio" / "lib").glob("*.so"):
+            library.unlink()
+    if not imports("torchvision"):
+        shutil.copy(HERE / "torchvision_cpu.py", site_packages())
+        (site_packages() / "torchvision_cpu.pth").write_text("import torchvision_cpu\n")
+    for name in COMPANIONS:
+        if not imports(name):
+            sys.exit(f"{name} cannot be imported in {VENV}; delete that folder and run again")
+
+
+def imports(name: str) -> bool:
+    return subprocess.run([str(PYTHON), "-c", f"import {name}"], stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def site_packages() -> Path:
+    code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    return Path(subprocess.run([str(PYTHON), "-c", code], check=True, capture_output=True, text=True).stdout.strip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Find a real ComfyUI and boot it in this process on the CPU, once."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parents[2]
+
+
+def find() -> Path | None:
+    """COMFYUI_PATH, else the ComfyUI this checkout lies in (custom_nodes/<pack>), else ~/ComfyUI."""
+    stated = os.environ.get("COMFYUI_PATH")
+    places = [Path(stated)] if stated is not None else [PACK.parent.parent, Path.home() / "ComfyUI"]
+    return next((p.resolve() for p in places if (p / "main.py").is_file() and (p / "comfy" / "sd.py").is_file()), None)
+
+
+def boot(comfyui: Path) -> None:
+    """Import ComfyUI with --cpu; its own packages win over ours of the same name (`nodes`)."""
+    sys.path.insert(0, str(comfyui))
+    arguments, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args
+    finally:
+        sys.argv = arguments
+    import torch
+
+    torch.set_num_threads(2)
+
+
+def load_pack() -> dict[str, type]:
+    """The pack's node classes, loaded the way ComfyUI loads a folder of custom_nodes."""
+    import nodes
+
+    if "LoadGlanceLoRA" not in nodes.NODE_CLASS_MAPPINGS:
+        assert asyncio.run(nodes.load_custom_node(str(PACK)))
+    return nodes.NODE_CLASS_MAPPINGS
+
+
+def pack_module(name: str):
+    """A module of the pack as ComfyUI imported it, e.g. `nodes.pair`."""
+    load_pack()
+    return sys.modules[f"{str(PACK).replace('.', '_x_')}.{name}"]
