@@ -1,0 +1,87 @@
+"""The samplers against an ordinary differential equation with a known solution and against the reference's moves in diffusers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from glance_core.errors import ScheduleError
+from glance_core.sampling import euler, multistep, reference_ladders, walk
+from glance_core.schedule import build_schedule, image_tokens, split_steps, teacher_ladder
+
+
+def exact_flow(x, sigma):
+    """Velocity of the flow from N(0, 1) noise to data at 3: with point data, v = (x - 3) / sigma; x(0) = 3."""
+    return (x - 3) / sigma
+
+
+def curved(x, sigma):
+    return x * math.cos(5 * sigma)
+
+
+def curved_solution(x1):
+    return x1 * math.exp(-math.sin(5) / 5)
+
+
+@pytest.mark.parametrize("sampler", [euler, multistep])
+def test_a_straight_flow_is_walked_exactly(sampler):
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sigmas = build_schedule(teacher_ladder("flux", tokens=4096), split_steps(5, 5)).sigmas
+    assert torch.allclose(sampler(exact_flow, x, sigmas), torch.full_like(x, 3.0), atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler, order", [(euler, 1), (multistep, 2)])
+def test_the_error_falls_with_the_samplers_order(sampler, order):
+    x = torch.ones(1, dtype=torch.float64)
+    errors = [abs(float(sampler(curved, x, teacher_ladder("shift", steps, shift=2.0))) - curved_solution(1.0)) for steps in (200, 400)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+
+
+def test_callback_sees_every_step_before_its_forward():
+    seen = []
+    sigmas = (1.0, 0.5, 0.0)
+    for sampler in (euler, multistep):
+        seen.clear()
+        sampler(lambda x, s: x, torch.ones(1), sigmas, callback=lambda i, x, s: seen.append((i, float(x), s)))
+        assert [(i, s) for i, _, s in seen] == [(0, 1.0), (1, 0.5)]
+
+
+@pytest.mark.parametrize("width, height", [(1024, 1024), (1328, 1328), (768, 1152)])
+def test_the_reference_walk_moves_as_diffusers_scheduler_does(width, height):
+    """The reference tells the model Glance's sigmas while diffusers' scheduler walks its own (facts/glance.md, point 1)."""
+    tokens = image_tokens(width, height)
+    mu = 0.5 + (0.9 - 0.5) * (tokens - 256) / (8192 - 256)
+    told = build_schedule(teacher_ladder("qwen-image", tokens=tokens), split_steps(5, 5)).sigmas[:-1]
+
+    def velocity(x, sigma):
+        return torch.sin(x) * sigma
+
+    x = noise = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    for phase, steps in ((told[:5], 50), (told[5:], 5)):
+        scheduler = FlowMatchEulerDiscreteScheduler(
+            shift=1.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256, max_image_seq_len=8192,
+            shift_terminal=0.02,
+        )  # fmt: skip
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
+        for sigma, timestep in zip(phase, scheduler.timesteps, strict=False):
+            x = scheduler.step(velocity(x, sigma), timestep, x, return_dict=False)[0]
+    teacher, fast = teacher_ladder("qwen-image", tokens=tokens), teacher_ladder("qwen-image", 5, tokens=tokens)
+    assert torch.allclose(walk(velocity, noise, told, reference_ladders(teacher, fast, 5)), x, atol=1e-5)
+
+
+def test_the_reference_walk_goes_further_than_the_whole_way():
+    """Total |dt| = 1.0537 for Qwen-Image at 1024x1024 (facts/glance.md)."""
+    teacher, fast = teacher_ladder("qwen-image", tokens=4096), teacher_ladder("qwen-image", 5, tokens=4096)
+    slow, rest = reference_ladders(teacher, fast, 5)
+    assert slow == pytest.approx([1, 0.9897, 0.9792, 0.9685, 0.9575, 0.9463], abs=1e-4)
+    assert rest == pytest.approx([1, 0.8367, 0.6326, 0.3701, 0.02, 0], abs=1e-4)
+    assert (slow[0] - slow[-1]) + (rest[0] - rest[-1]) == pytest.approx(1.0537, abs=1e-4)
+
+
+def test_a_walk_whose_told_sigmas_do_not_match_its_steps_is_refused():
+    with pytest.raises(ScheduleError, match="3 sigmas"):
+        walk(exact_flow, torch.ones(1), (1.0, 0.5, 0.2), [(1.0, 0.5, 0.0)])
+    with pytest.raises(ScheduleError, match="slow_steps = 9"):
+        reference_ladders((1.0, 0.5, 0.0), (1.0, 0.0), 9)
