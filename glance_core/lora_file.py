@@ -269,15 +269,9 @@ def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         ) from error
     if size == 0:
         raise AdapterError(f"{path.name}: the file is empty; download it again")
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        raise AdapterError(f"{path.name}: this is a pickled checkpoint, which can run code; convert it to safetensors")
-    if start.lstrip()[:1] == b"<":
-        raise AdapterError(f"{path.name}: this is a web page, not a model; download the file itself")
     header = int.from_bytes(start, "little")
     if size < 8 or header > size - 8:
-        raise AdapterError(
-            f"{path.name}: the header claims {header} bytes but the file has {size}; it is truncated or no safetensors file, download it again"
-        )
+        raise AdapterError(f"{path.name}: {_what_else(start, header, size)}")
     if header > _HEADER_LIMIT:
         raise AdapterError(f"{path.name}: a header of {header} bytes is above the limit of {_HEADER_LIMIT}; this is no LoRA")
     try:
@@ -285,6 +279,15 @@ def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, OverflowError) as error:
         raise AdapterError(f"{path.name}: not a valid safetensors file ({error}); download it again") from error
+
+
+def _what_else(start: bytes, header: int, size: int) -> str:
+    """What a file that cannot be safetensors is, and the way out. Its first bytes alone would not tell: they are a length there."""
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return "this is a pickled checkpoint, which can run code; convert it to safetensors"
+    if start.lstrip()[:1] == b"<":
+        return "this is a web page, not a model; download the file itself"
+    return f"the header claims {header} bytes but the file has {size}; it is truncated or no safetensors file, download it again"
 
 
 def _example(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -59,3 +59,24 @@ def inference_mode():
 
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture
+def loras(tmp_path, monkeypatch):
+    """An empty folder that is ComfyUI's models/loras for this test."""
+    import folder_paths
+
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".safetensors"}))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_loaded():
+    """Each test starts with no model on the device."""
+    yield
+    if FOUND is not None:
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()

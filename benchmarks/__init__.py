@@ -1,0 +1,1 @@
+"""python -m benchmarks.NAME prints one table; every ratio is measured side by side in one run, inside a real ComfyUI."""

@@ -1,0 +1,294 @@
+"""What switching two LoRAs in mid-sampling costs: this pack beside the bare base and ComfyUI's own ways of doing it.
+
+One full-width Qwen-Image block (about 370 M parameters), 1024 image tokens, rank 32 on the paper's targets, 10 steps, 5 + 5.
+Each round runs every method once, in turn; ratios are to the base's run of the same round.
+
+    python -m benchmarks.sampling [--json] [--rounds 5] [--dtype fp32 bf16]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "host"))
+import comfyui
+
+SLOW, FAST, RANK, TEXT_TOKENS, LATENT = 5, 5, 32, 64, (1, 16, 1, 64, 64)
+METHODS = ("base", "phase_split", "chained", "core_hooks", "core_bypass")
+EXPLAINED = {
+    "base": "bare model, same ladder",
+    "phase_split": "LoadGlanceLoRA + PhaseSplitSampler",
+    "chained": "two samplers, a LoRA merged for each",
+    "core_hooks": "LoRA hooks with keyframes",
+    "core_bypass": "bypass LoRA; one adapter for all steps, it cannot switch",
+}
+# The reference's Qwen-Image targets (facts: CSU-JPG/Glance at 88bac37).
+TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
+           "attn.to_add_out", "img_mlp.net.2", "img_mod.1", "txt_mlp.net.2", "txt_mod.1")  # fmt: skip
+
+
+class Bench:
+    """One model in one precision, and one function per method that samples it once."""
+
+    def __init__(self, dtype: str, folder: Path):
+        import comfy.sd
+        import pack
+        import tiny
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        self.torch, self.pack, self.comfy = torch, pack, comfy
+        torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+        self.model = tiny.build("qwen-image", dtype=torch_dtype, num_layers=1, num_attention_heads=24)
+        self.parameters = sum(p.numel() for p in self.model.model.diffusion_model.parameters())
+        modules = dict(self.model.model.diffusion_model.named_modules())
+        generator = torch.Generator().manual_seed(9)
+        self.files = {}
+        for phase in ("slow", "fast"):
+            tensors = {}
+            for name in (f"transformer_blocks.0.{target}" for target in TARGETS):
+                inside, outside = modules[name].in_features, modules[name].out_features
+                down, up = torch.randn((RANK, inside), generator=generator) / inside**0.5, torch.randn((outside, RANK), generator=generator)
+                tensors[f"diffusion_model.{name}.lora_A.weight"] = down.to(torch_dtype)
+                tensors[f"diffusion_model.{name}.lora_B.weight"] = (up * 0.02).to(torch_dtype)
+            self.files[phase] = folder / f"{phase}.safetensors"
+            save_file(tensors, self.files[phase])
+        self.pair_mb = sum(t.numel() * t.element_size() for t in tensors.values()) * 2 / 1e6
+        self.read = lambda phase: load_file(self.files[phase])
+        self.latent = {"samples": torch.zeros(LATENT)}
+        self.conditioning = tiny.conditioning("qwen-image", 1, tokens=TEXT_TOKENS)
+        self.sigmas = pack.scheduler(self.model, "qwen-image", SLOW, FAST, latent=self.latent)
+        self.stamps: list[tuple[float, float]] = []
+        self._time_forwards()
+        self.prepared: dict[str, Callable] = {}
+
+    def _time_forwards(self) -> None:
+        forward = self.model.model.apply_model
+
+        def timed(*args, **kwargs):
+            start = time.perf_counter()
+            result = forward(*args, **kwargs)
+            self.stamps.append((start, time.perf_counter()))
+            return result
+
+        self.model.model.apply_model = timed
+
+    def sample(self, model, conditioning=None, sigmas=None, start=None):
+        samples = self.latent["samples"]
+        noise = self.comfy.sample.prepare_noise(samples, 3) if start is None else self.torch.zeros_like(samples)
+        return self.comfy.sample.sample_custom(
+            model, noise, 1.0, self.comfy.samplers.sampler_object("euler"), self.sigmas if sigmas is None else sigmas,
+            conditioning or self.conditioning, [], samples if start is None else start, disable_pbar=True, seed=3,
+        )  # fmt: skip
+
+    def prepare(self, method: str) -> Callable:
+        """What a user does once, before the runs: load files, make clones. Returns the run itself."""
+        sd = self.comfy.sd
+        if method == "base":
+            return lambda: self.sample(self.model)
+        if method == "phase_split":
+            with_pair, _ = self.pack.load_pair(self.model, self.files["slow"].name, self.files["fast"].name)
+            execute = self.pack.node("PhaseSplitSampler").execute
+            return lambda: execute(
+                with_pair, self.conditioning, [], self.latent, 3, 1.0, "euler", "auto", SLOW, FAST, 1.0
+            ).args[0]["samples"]  # fmt: skip
+        if method == "chained":
+            slow, fast = (sd.load_lora_for_models(self.model, None, self.read(phase), 1.0, 0)[0] for phase in ("slow", "fast"))
+            return lambda: self.sample(fast, sigmas=self.sigmas[SLOW:], start=self.sample(slow, sigmas=self.sigmas[: SLOW + 1]))
+        if method == "core_bypass":
+            bypass = sd.load_bypass_lora_for_models(self.model, None, self.read("slow"), 1.0, 0)[0]
+            return lambda: self.sample(bypass)
+        hooks = self.comfy.hooks
+        groups = []
+        for phase, before, after in (("slow", 1.0, 0.0), ("fast", 0.0, 1.0)):
+            group = hooks.create_hook_lora(self.read(phase), 1.0, 0.0)
+            keyframes = hooks.HookKeyframeGroup()
+            keyframes.add(hooks.HookKeyframe(strength=before, start_percent=0.0))
+            keyframes.add(hooks.HookKeyframe(strength=after, start_percent=self._percent_of_switch()))
+            group.set_keyframes_on_hooks(keyframes)
+            groups.append(group)
+        hooked = hooks.set_conds_props([self.conditioning], 1.0, "default", hooks=hooks.HookGroup.combine_all_hooks(groups))[0]
+        return lambda: self.sample(self.model, conditioning=hooked)
+
+    def _percent_of_switch(self) -> float:
+        """The host places keyframes by percent: the one whose sigma lies just above Fast's first."""
+        sampling = self.model.get_model_object("model_sampling")
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if sampling.percent_to_sigma(middle) > float(self.sigmas[SLOW]) + 1e-4 else (low, middle)
+        return high
+
+    def run(self, method: str) -> tuple[float, float, object]:
+        """(seconds of the whole run, milliseconds the switch adds between two forwards, the samples)"""
+        if method not in self.prepared:
+            self.prepared[method] = self.prepare(method)
+        self.stamps.clear()
+        start = time.perf_counter()
+        samples = self.prepared[method]()
+        seconds = time.perf_counter() - start
+        gaps = [after[0] - before[1] for before, after in zip(self.stamps, self.stamps[1:], strict=False)]
+        assert len(gaps) == SLOW + FAST - 1, f"{method} took {len(gaps) + 1} forwards"
+        others = gaps[: SLOW - 1] + gaps[SLOW:]
+        return seconds, max(0.0, gaps[SLOW - 1] - statistics.median(others)) * 1e3, samples
+
+
+def measure(dtype: str, rounds: int, progress: Callable[[str], None]) -> list[dict]:
+    with tempfile.TemporaryDirectory() as folder, in_comfyui(folder):
+        bench = Bench(dtype, Path(folder))
+        results: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
+        for method in METHODS:  # once unmeasured: files read, allocator and caches warm
+            progress(f"{dtype}: warm-up {method}")
+            samples = bench.run(method)[2]
+            if method == "phase_split":
+                ours = samples
+            elif method == "chained":
+                difference = float((ours - samples).norm() / samples.norm())
+                assert difference < {"fp32": 1e-4, "bf16": 0.2}[dtype], f"phase_split and chained differ by {difference}"
+        for number in range(rounds):
+            for method in METHODS if number % 2 == 0 else METHODS[::-1]:
+                progress(f"{dtype}: round {number + 1} of {rounds}, {method}")
+                results[method].append(bench.run(method)[:2])
+        rows = []
+        for method in METHODS:
+            ratios = [mine[0] / base[0] for mine, base in zip(results[method], results["base"], strict=True)]
+            rows.append(
+                {
+                    "method": f"{method}/{dtype}",
+                    "ratio_to_base": round(statistics.median(ratios), 4),
+                    "ratio_spread": [round(min(ratios), 4), round(max(ratios), 4)],
+                    "seconds": round(statistics.median(r[0] for r in results[method]), 3),
+                    "switch_ms": None if method in ("base", "core_bypass") else round(statistics.median(r[1] for r in results[method]), 3),
+                    "pair_mb": round(bench.pair_mb, 1),
+                    "rounds": rounds,
+                    "parameters": bench.parameters,
+                }
+            )
+    base = extra_memory("base", dtype, progress)
+    for row, method in zip(rows, METHODS, strict=True):
+        row["extra_mb"] = 0.0 if method == "base" else round(max(0.0, extra_memory(method, dtype, progress) - base), 1)
+    return rows
+
+
+def extra_memory(method: str, dtype: str, progress: Callable[[str], None]) -> float:
+    """MB that preparing and running a method takes at its peak, in a process of its own."""
+    progress(f"{dtype}: memory of {method}")
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "benchmarks.sampling", "--memory-of", method, "--dtype", dtype]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def peak_of(method: str, dtype: str) -> float:
+    """Anonymous resident memory (MB) above the loaded, warmed-up base while the method is prepared and run."""
+
+    def resident() -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) / 1e3
+
+    with tempfile.TemporaryDirectory() as folder, in_comfyui(folder):
+        bench = Bench(dtype, Path(folder))
+        bench.run("base")
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        before = peak = resident()
+        done = threading.Event()
+
+        def watch():
+            nonlocal peak
+            while not done.wait(0.002):
+                peak = max(peak, resident())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        bench.run(method)
+        done.set()
+        watcher.join()
+    return peak - before
+
+
+class in_comfyui:
+    """The executor's surroundings: inference mode, and a folder of LoRAs."""
+
+    def __init__(self, folder: str):
+        import folder_paths
+        import torch
+
+        self.mode = torch.inference_mode()
+        folder_paths.folder_names_and_paths["loras"] = ([folder], {".safetensors"})
+        folder_paths.filename_list_cache.clear()
+
+    def __enter__(self):
+        self.mode.__enter__()
+
+    def __exit__(self, *error):
+        self.mode.__exit__(*error)
+
+
+def machine() -> str:
+    import torch
+
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        f"{'method':18s} {'ratio to base (min .. max)':28s} {'seconds':>8s} {'switch ms':>10s} {'extra MB':>9s} {'pair MB':>8s}  what it is"
+    ]
+    for row in rows:
+        ratio = f"{row['ratio_to_base']:.3f} ({row['ratio_spread'][0]:.3f} .. {row['ratio_spread'][1]:.3f})"
+        switch = "-" if row["switch_ms"] is None else f"{row['switch_ms']:.3f}"
+        what = EXPLAINED[row["method"].split("/")[0]]
+        lines.append(
+            f"{row['method']:18s} {ratio:28s} {row['seconds']:8.2f} {switch:>10s} {row['extra_mb']:9.1f} {row['pair_mb']:8.1f}  {what}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds measured after a warm-up (default 5)")
+    parser.add_argument("--dtype", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    found = comfyui.find()
+    if found is None:
+        print("error: no ComfyUI found; set COMFYUI_PATH, or put one at ~/ComfyUI", file=sys.stderr)
+        return 2
+    comfyui.boot(found)
+    if options.memory_of:
+        print(peak_of(options.memory_of, options.dtype[0]))
+        return 0
+    show = sys.stderr.isatty()
+    rows = []
+    for dtype in options.dtype:
+        rows += measure(dtype, options.rounds, lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True) if show else None)
+    if show:
+        print("\r\033[K", end="", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"machine": machine(), "rows": rows}))
+    else:
+        print(
+            f"{machine()}; one Qwen-Image block of {rows[0]['parameters'] / 1e6:.0f} M parameters, 1024 image tokens, rank {RANK}, 10 steps"
+        )
+        print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
