@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -153,6 +152,8 @@ def check_pair(slow: Adapter, fast: Adapter) -> tuple[str, ...]:
         notes.append(f"{slow.name} and {fast.name} were trained in different runs")
     if a.phase is None and b.phase is None and "fast" in slow.name.lower() and "slow" in fast.name.lower():
         notes.append(f"the file names look swapped: {slow.name} is used as Slow, {fast.name} as Fast")
+    if slow.path == fast.path:
+        notes.append(f"{slow.name} is used for both phases: there is no switch")
     if slow.factors.keys() != fast.factors.keys():
         notes.append(f"the two files target different modules ({len(slow.factors)} and {len(fast.factors)})")
     return tuple(notes)
@@ -222,7 +223,7 @@ def _by_pattern(patterns: Any, module: str) -> Any:
     """PEFT's rule for rank_pattern and alpha_pattern: the module's name ends with the key."""
     if not isinstance(patterns, dict):
         return None
-    return next((v for k, v in patterns.items() if module == k or module.endswith("." + re.sub(r"^\^|\$$", "", k))), None)
+    return next((v for k, v in patterns.items() if module == k or module.endswith("." + k.strip("^$"))), None)
 
 
 def _number(value: Any) -> float | None:
@@ -253,6 +254,8 @@ def _factor(path: Path, module: str, source: str, roles: Mapping[str, torch.Tens
         if roles[names.ALPHA].numel() != 1:
             raise AdapterError(f"{path.name}: alpha of {module} has shape {tuple(roles[names.ALPHA].shape)}; it must be one number")
         alpha = float(roles[names.ALPHA])
+        if alpha == 0:
+            raise AdapterError(f"{path.name}: alpha of {module} is 0, which switches it off; give the alpha it was trained with")
     alpha, scale = scales.of(module, down.shape[0], alpha)
     return Factor(down, up, alpha, scale, source)
 

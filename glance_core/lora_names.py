@@ -205,10 +205,11 @@ def possible_bases(modules: Iterable[str]) -> frozenset[str]:
     return frozenset()
 
 
-def written_name(module: str, bases: frozenset[str]) -> str:
-    """The module as this package writes it, so that ComfyUI's own loader and diffusers find it too.
+def written_prefix(modules: Iterable[str], bases: frozenset[str]) -> str:
+    """The prefix this package writes, under which ComfyUI's own loader and diffusers find the modules too.
 
-    FLUX in diffusers' layout keeps `transformer.`: ComfyUI knows those names, whose modules it fuses, under that prefix alone.
+    Names in diffusers' layout keep `transformer.`, the only prefix under which ComfyUI knows them where its own modules are named or
+    fused differently (FLUX, SD3); Qwen-Image's modules have the same names in both.
     """
-    diffusers_flux = module.startswith(("transformer_blocks.", "single_transformer_blocks.")) and "flux" in bases
-    return f"transformer.{module}" if diffusers_flux else f"diffusion_model.{module}"
+    diffusers = any(module.startswith(("transformer_blocks.", "single_transformer_blocks.")) for module in modules)
+    return "transformer." if diffusers and bases != {"qwen-image"} else "diffusion_model."

@@ -1,4 +1,7 @@
-"""Write an adapter in the project's own format: `diffusion_model.<module>.lora_A|lora_B.weight`, `.alpha`, and metadata."""
+"""Write an adapter in the project's own format: `<prefix>.<module>.lora_A|lora_B.weight`, `.alpha`, and metadata.
+
+The prefix is `diffusion_model`, or `transformer` for diffusers' names that ComfyUI knows only so (`lora_names.written_prefix`).
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,10 @@ def write_adapter(path: str | os.PathLike[str], factors: Mapping[str, Factor], t
     """
     path = Path(path)
     bases = frozenset([trained.base]) if trained.base else names.possible_bases(factors)
+    prefix = names.written_prefix(factors, bases)
     tensors: dict[str, torch.Tensor] = {}
     for module, factor in factors.items():
-        key = names.written_name(module, bases)
+        key = prefix + module
         tensors[f"{key}.lora_A.weight"] = factor.down.contiguous()
         tensors[f"{key}.lora_B.weight"] = factor.up.contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(factor.scale * factor.rank, dtype=torch.float32)

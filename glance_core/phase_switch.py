@@ -42,12 +42,11 @@ class Branch(nn.Module):
 
     def __init__(self, updates: Sequence[LowRank], dtype: torch.dtype):
         super().__init__()
-        stacked = torch.cat([u.down.to(dtype) for u in updates]) if len(updates) > 1 else updates[0].down.to(dtype)
+        stacked = torch.cat([u.down.to(dtype) for u in updates])  # a copy in any case: the file may be mapped, and may change
         self.down = nn.Parameter(stacked, requires_grad=False)  # (sum of r, in[, *kernel])
         for i, update in enumerate(updates):  # parameters of its own: hosts place leaf modules, not containers in between
-            self.register_parameter(
-                f"up{i}", nn.Parameter(update.up.flatten(1).t().to(dtype).contiguous(), requires_grad=False)
-            )  # (r, out)
+            up = update.up.flatten(1).t().to(dtype, copy=True, memory_format=torch.contiguous_format)
+            self.register_parameter(f"up{i}", nn.Parameter(up, requires_grad=False))  # (r, out)
         self.starts = tuple(u.start for u in updates)
 
     def on(self, device: torch.device) -> Bound:

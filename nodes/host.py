@@ -28,16 +28,20 @@ _ARCHITECTURES = {
     "Chroma": "chroma", "Flux2": "flux2", "LongCatImage": "longcat-image", "Flux": "flux", "MageFlow": "mageflow", "QwenImage": "qwen-image",
     "SD3": "sd3", "WAN21": "wan", "HunyuanVideo": "hunyuan-video", "Lumina2": "lumina2", "SDXL": "sdxl", "SDXLRefiner": "sdxl",
 }  # fmt: skip
+# Configurations that share a model class but not its ladder or weights.
+_CONFIGURATIONS = {"FluxSchnell": "flux-schnell", "SD15": "sd1", "SD20": "sd2"}
 
 
 def architecture(patcher: Any) -> str:
     """The model's architecture by the name adapters use, else its class's own name in lower case."""
     model_class = type(patcher.model)
+    config = type(getattr(patcher.model, "model_config", None)).__name__
+    if config in _CONFIGURATIONS:
+        return _CONFIGURATIONS[config]
     for parent in model_class.__mro__:
         if parent.__name__ in _ARCHITECTURES:
             return _ARCHITECTURES[parent.__name__]
-    config = type(getattr(patcher.model, "model_config", None)).__name__
-    return {"SD15": "sd1", "SD20": "sd2"}.get(config, model_class.__name__.lower())
+    return model_class.__name__.lower()
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,13 @@ class Matched:
 
 
 def match(adapter: Adapter, patcher: Any, strength: float, key_map: Mapping[str, Any]) -> Matched:
-    """Find each module of the adapter in the model by the host's own key map; strength and scale go into `up`.
+    """Find each module of the adapter in the model by the host's own key map; strength and scale go into `up`, in fp32, before
+    both factors are cast to what the model computes in.
 
     Raises AdapterError, naming adapter and model, if the adapter is for another architecture or size.
     """
     refuse_other_architecture(adapter, patcher)
+    dtype = compute_dtype(patcher)
     updates: dict[str, list[LowRank]] = {}
     unmatched = []
     for module, factor in adapter.factors.items():
@@ -66,7 +72,7 @@ def match(adapter: Adapter, patcher: Any, strength: float, key_map: Mapping[str,
         target = weight.removesuffix(".weight")
         update = _update(adapter.name, module, factor, strength, rows, rearrange)
         check_update(find_module(patcher.model, target), f"{adapter.name}: {module}", update)
-        updates.setdefault(target, []).append(update)
+        updates.setdefault(target, []).append(LowRank(update.down.to(dtype), update.up.to(dtype), update.start))
     matched = len(adapter.factors) - len(unmatched)
     if matched == 0 or matched < len(unmatched):
         what = f"only {matched}" if matched else "none"
@@ -171,6 +177,12 @@ def fixed_latent(patcher: Any, latent: Mapping[str, Any]) -> torch.Tensor:
     return comfy.sample.fix_empty_latent_channels(
         patcher, latent["samples"], latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
     )
+
+
+def latent_shape(patcher: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of the latent that will be sampled; of a nested one (video with sound) the first part's."""
+    samples = fixed_latent(patcher, latent)
+    return tuple((samples.unbind()[0] if samples.is_nested else samples).shape)
 
 
 def sample(

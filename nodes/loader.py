@@ -28,8 +28,8 @@ class LoadGlanceLoRA(io.ComfyNode):
             search_aliases=["glance", "phase lora", "accelerator lora", "slow fast lora"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model the pair was trained for. LoRAs already on it stay."),
-                io.Combo.Input("slow_lora", options=loras, tooltip="The adapter for the early, noisy phase, from models/loras."),
-                io.Combo.Input("fast_lora", options=loras, tooltip="The adapter for the late phase, from models/loras."),
+                _lora_input("slow", loras, "The adapter for the early, noisy phase, from models/loras."),
+                _lora_input("fast", loras, "The adapter for the late phase, from models/loras."),
                 io.Float.Input("slow_strength", **strength, tooltip="1 is as trained; 0 leaves the base alone in this phase."),
                 io.Float.Input("fast_strength", **strength, tooltip="1 is as trained; 0 leaves the base alone in this phase."),
             ],
@@ -65,6 +65,12 @@ class LoadGlanceLoRA(io.ComfyNode):
         return io.NodeOutput(carrying, text)
 
 
+def _lora_input(phase: str, loras: list[str], tooltip: str) -> Any:
+    """The choice of an adapter; a new node starts with the first file that is named for the phase."""
+    named = next((name for name in loras if phase in name.lower()), None)
+    return io.Combo.Input(f"{phase}_lora", options=loras, default=named, tooltip=tooltip)
+
+
 def _trained(slow: Adapter, fast: Adapter) -> Trained:
     """What the pair says of its schedule; one file may say what the other leaves out (`check_pair` saw that they agree)."""
     return slow.trained if slow.trained.ladder or slow.trained.steps else fast.trained
@@ -79,9 +85,10 @@ def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trai
         ranks, scales = (", ".join(f"{v:g}" for v in told[name]) for name in ("rank", "scale"))
         lines.append(f"{phase}: {adapter.name}, strength {strength:g}")
         lines.append(f"  modules: {matched.modules} matched on {len(matched.updates)} layers, {len(matched.unmatched)} unmatched")
-        lines.append(
-            f"  rank {ranks}; scale {scales}; {' + '.join(told['styles'])}; {', '.join(told['dtype'])}; base {'/'.join(told['base']) or 'not stated'}"
-        )
+        lines.append(f"  rank {ranks}, scale {scales}, {', '.join(told['dtype'])}, written as {' + '.join(told['styles'])}")
+        lines.append(f"  base: {'/'.join(told['base']) or 'not stated'}")
+        if adapter.trained.guidance is not None:
+            lines.append(f"  trained at guidance {adapter.trained.guidance:g}")
         lines += [f"  unmatched: {name}" for name in matched.unmatched[:5]]
         if len(matched.unmatched) > 5:
             lines.append(f"  unmatched: and {len(matched.unmatched) - 5} more")

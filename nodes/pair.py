@@ -27,21 +27,19 @@ ATTACHMENT = "glance_pair"
 PHASES = (SLOW, FAST)
 
 
-class TaggedSigmas:
-    """A SIGMAS tensor that carries its PhaseSchedule as an attribute, from the scheduler's node to the run."""
+_TAG = "glance_schedule"
 
-    NAME = "glance_schedule"
 
-    @classmethod
-    def make(cls, walked: PhaseSchedule) -> torch.Tensor:
-        sigmas = torch.tensor(walked.sigmas, dtype=torch.float32)
-        setattr(sigmas, cls.NAME, walked)
-        return sigmas
+def tagged_sigmas(walked: PhaseSchedule) -> torch.Tensor:
+    """SIGMAS (N + 1 float32) that carry their PhaseSchedule as an attribute, from the node that made them to the run."""
+    sigmas = torch.tensor(walked.sigmas, dtype=torch.float32)
+    setattr(sigmas, _TAG, walked)
+    return sigmas
 
-    @classmethod
-    def read(cls, sigmas: torch.Tensor) -> PhaseSchedule | None:
-        """The schedule, or None where the sigmas come from elsewhere or were cut up on their way."""
-        return getattr(sigmas, cls.NAME, None)
+
+def schedule_of(sigmas: torch.Tensor) -> PhaseSchedule | None:
+    """The schedule SIGMAS carry; None where they come from elsewhere or were cut up on their way."""
+    return getattr(sigmas, _TAG, None)
 
 
 @dataclass
@@ -75,7 +73,7 @@ class GlancePair:
     ) -> Any:
         """OUTER_SAMPLE: fix where this run switches, before the host moves anything."""
         patcher = executor.class_obj.model_patcher
-        walked = TaggedSigmas.read(sigmas)
+        walked = schedule_of(sigmas)
         if walked is not None:
             run = _Run(patcher, walked.threshold, walked.partial, Counter())
         else:

@@ -13,7 +13,7 @@ from ..glance_core.errors import GlanceError, ScheduleError
 from ..glance_core.sampling import reference_ladders, walk
 from . import host
 from .loader import CATEGORY
-from .pair import TaggedSigmas, log, trained_of
+from .pair import log, tagged_sigmas, trained_of
 
 _MANY = 10_000
 
@@ -37,6 +37,7 @@ def _denoise_input() -> Any:
 def _teacher_steps_input() -> Any:
     return io.String.Input(
         "teacher_steps", default="", optional=True, advanced=True,
+        placeholder="teacher steps, e.g. 1,3,5,7,9|11,21,31,41,50",
         tooltip="Explicit teacher steps instead of slow_steps and fast_steps, Slow before the bar: 1,3,5,7,9|11,21,31,41,50",
     )  # fmt: skip
 
@@ -57,7 +58,7 @@ def _walked(
 ) -> core.PhaseSchedule:
     trained = trained_of(model)
     split = host.split(trained, slow_steps, fast_steps, teacher_steps or "")
-    kind, ladder = host.teacher_ladder(model, tuple(host.fixed_latent(model, latent).shape), schedule, trained)
+    kind, ladder = host.teacher_ladder(model, host.latent_shape(model, latent), schedule, trained)
     if trained.split and (split.slow[-1] >= trained.split.fast[0] or split.fast[0] <= trained.split.slow[-1]):
         log.warning("Glance: teacher steps %s put steps into the other phase than the pair was trained for (%s)", split, trained.split)
     walked = core.build_schedule(ladder, split, denoise)
@@ -91,7 +92,7 @@ class GlanceScheduler(io.ComfyNode):
     def execute(
         cls, model: Any, latent_image: Any, schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = ""
     ) -> io.NodeOutput:
-        return io.NodeOutput(TaggedSigmas.make(_walked(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise)))
+        return io.NodeOutput(tagged_sigmas(_walked(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise)))
 
 
 class PhaseSplitSampler(io.ComfyNode):
@@ -111,7 +112,13 @@ class PhaseSplitSampler(io.ComfyNode):
                 io.Latent.Input("latent_image", tooltip="Size and batch of the picture, or the picture to start from."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="The noise's seed."),
                 io.Float.Input(
-                    "cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Above 1 each step costs two forwards."
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Qwen-Image: 4, FLUX: 1. Above 1 each step costs two forwards.",
                 ),
                 io.Combo.Input(
                     "sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="euler is what pairs are trained for."
@@ -133,7 +140,7 @@ class PhaseSplitSampler(io.ComfyNode):
         schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = "",
     ) -> io.NodeOutput:  # fmt: skip
         walked = _walked(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise)
-        return io.NodeOutput(host.sample(model, positive, negative, latent_image, seed, cfg, sampler_name, TaggedSigmas.make(walked)))
+        return io.NodeOutput(host.sample(model, positive, negative, latent_image, seed, cfg, sampler_name, tagged_sigmas(walked)))
 
 
 class GlanceReferenceSampler(io.ComfyNode):
@@ -141,10 +148,10 @@ class GlanceReferenceSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GlanceReferenceSampler",
-            display_name="Glance Reference Sampler (inconsistent walk)",
+            display_name="Glance Reference Sampler",
             category=CATEGORY,
-            description="The walk of the published reference code: the model is told Glance's sigmas while the sample moves along other ladders, "
-            "1.05 times the way in all for Qwen-Image. Only for comparing published weights like for like; feed it Glance Scheduler's sigmas.",
+            description="Not for pictures: the walk of the published reference code: the model is told Glance's sigmas while the sample moves along other ladders, "
+            "1.05 times the way in all for Qwen-Image. For comparing published weights like for like; feed it Glance Scheduler's sigmas.",
             inputs=[
                 io.Combo.Input("schedule", options=["auto", *core.DYNAMIC_SHIFTS], optional=True, advanced=True,
                                tooltip="The ladders moved along. auto: by the pair or the model."),
