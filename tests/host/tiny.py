@@ -98,5 +98,10 @@ def assert_bit_exact(model, before: dict[str, torch.Tensor]) -> None:
     assert after.keys() == before.keys()
     for key, value in before.items():
         assert value.dtype == after[key].dtype and torch.equal(value.view(torch.uint8), after[key].contiguous().view(torch.uint8)), key
-    wrapped = [name for name, module in model.model.named_modules() if "forward" in module.__dict__]
+    wrapped = [name for name, module in model.model.named_modules() if not _is_own(module, module.__dict__.get("forward"))]
     assert wrapped == [], f"forwards left wrapped: {wrapped[:3]}"
+
+
+def _is_own(module: torch.nn.Module, forward) -> bool:
+    """ComfyUI's bypass LoRA leaves a module's own forward behind as an attribute, which changes nothing."""
+    return forward is None or (getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward)

@@ -1,0 +1,85 @@
+"""python -m glance_core, as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments, expect=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "glance_core", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == expect, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if expect == 0 else done.stderr
+
+
+def lora(path, seed=0, metadata=None):
+    generator = torch.Generator().manual_seed(seed)
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {
+        f"{name}.lora_down.weight": torch.randn((4, 6), generator=generator),
+        f"{name}.lora_up.weight": torch.randn((5, 4), generator=generator),
+    }
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def test_ladder_prints_sigmas_slow_steps_and_boundary():
+    told = json.loads(run("ladder", "--model", "qwen-image", "--width", 1024, "--height", 1024, "--json"))
+    assert len(told["sigmas"]) == 11
+    assert told["sigmas"][-1] == 0
+    assert told["slow_steps"] == 5
+    assert told["boundary"] == told["sigmas"][5] == pytest.approx(0.8867053, abs=5e-5)
+    text = run("ladder", "--model", "flux", "--split", "3+5")
+    assert "slow_steps 3, boundary 0.926647" in text
+
+
+def test_ladder_takes_explicit_steps_a_shift_and_denoise():
+    told = json.loads(run("ladder", "--model", "shift", "--shift", 3, "--steps", "1,5|9,10", "--teacher-steps", 10, "--json"))
+    assert told["slow_steps"] == 2
+    assert len(told["sigmas"]) == 5
+    assert len(json.loads(run("ladder", "--model", "flux", "--denoise", 0.5, "--json"))["sigmas"]) < 11
+
+
+@pytest.mark.parametrize("arguments", [
+    ("--model", "flux", "--split", "0+5"), ("--model", "flux", "--steps", "1,2"), ("--model", "flux", "--width", "1"), ("--model", "shift"),
+    ("--model", "flux", "--denoise", "0"), ("--model", "flux", "--teacher-steps", "1"),
+])  # fmt: skip
+def test_a_wrong_ladder_is_one_sentence(arguments):
+    message = run("ladder", *arguments, expect=2)
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+
+
+def test_ladder_starts_without_torch():
+    code = "import sys; sys.argv = ['x', 'ladder', '--model', 'flux', '--json']; from glance_core.__main__ import main; main(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_inspect_says_what_the_loader_would_do(tmp_path):
+    slow, fast = lora(tmp_path / "slow.safetensors"), lora(tmp_path / "fast.safetensors", 1)
+    text = run("inspect", slow)
+    assert "scale 1 assumed" in text
+    assert "flux" in text
+    told = json.loads(run("inspect", slow, fast, "--json"))
+    assert [f["modules"] for f in told["files"]] == [1, 1]
+    assert "no such" not in run("inspect", slow, slow, slow, expect=2)
+    assert run("inspect", tmp_path / "none.safetensors", expect=2).startswith("error: none.safetensors")
+
+
+def test_convert_writes_the_projects_format(tmp_path):
+    source, out = lora(tmp_path / "in.safetensors"), tmp_path / "out.safetensors"
+    assert str(out) in run("convert", source, out, "--phase", "fast", "--alpha", 16)
+    told = json.loads(run("inspect", out, "--json"))["files"][0]
+    assert (told["phase"], told["alpha"], told["scale"]) == ("fast", [16.0], [4.0])
+    assert "exists already" in run("convert", source, out, expect=2)
+    assert ".safetensors" in run("convert", source, tmp_path / "out.bin", expect=2)
+    assert "swap" in run("inspect", out, source, expect=2)

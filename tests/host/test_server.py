@@ -1,0 +1,195 @@
+"""A real server: main.py --cpu, the pack in custom_nodes, graphs over HTTP."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+
+import adapters
+import comfyui
+import conftest
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+CONDITIONING_NODE = """
+import torch
+class TestConditioning:
+    RETURN_TYPES = ("CONDITIONING",); FUNCTION = "make"; CATEGORY = "test"
+    @classmethod
+    def INPUT_TYPES(cls): return {"required": {"seed": ("INT", {"default": 1})}}
+    def make(self, seed):
+        random = torch.Generator().manual_seed(seed)
+        return ([[torch.randn((1, 6, 48), generator=random), {"pooled_output": torch.randn((1, 32), generator=random), "guidance": 3.5}]],)
+NODE_CLASS_MAPPINGS = {"TestConditioning": TestConditioning}
+"""
+
+
+class Server:
+    """ComfyUI in a process of its own on a free port, its files below `base`."""
+
+    def __init__(self, base):
+        self.base = base
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log = open(base / "server.log", "wb")  # noqa: SIM115  closed in stop()
+        self.process = subprocess.Popen(
+            [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base),
+             "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"],
+            cwd=conftest.FOUND, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}, stdout=self.log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        for _ in range(600):
+            if self.process.poll() is not None:
+                break
+            try:
+                self.call("/system_stats")
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise RuntimeError((base / "server.log").read_text()[-3000:])
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(30)
+        self.log.close()
+
+    def call(self, path, data=None):
+        """(status, JSON or text) of a request."""
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                status, text = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, text = error.code, error.read()
+        return status, json.loads(text) if text[:1] in b"{[" and text else text.decode(errors="replace")
+
+    def queue(self, graph):
+        status, answer = self.call("/prompt", {"prompt": graph, "client_id": uuid.uuid4().hex})
+        assert status == 200, answer
+        return answer["prompt_id"]
+
+    def wait(self, prompt_id, seconds=120):
+        for _ in range(int(seconds / 0.1)):
+            history = self.call(f"/history/{prompt_id}")[1]
+            if prompt_id in history:
+                return history[prompt_id]
+            time.sleep(0.1)
+        raise TimeoutError(prompt_id)
+
+    def run(self, graph):
+        """The latents a fresh run saves (nothing taken from the host's cache)."""
+        self.call("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(1.5)
+        done = self.wait(self.queue(graph))
+        assert done["status"]["status_str"] == "success", done["status"]
+        (saved,) = done["outputs"]["6"]["latents"]
+        return load_file(self.base / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("server")
+    for folder in ("custom_nodes", "models/diffusion_models", "models/loras", "input", "output", "temp", "user"):
+        (base / folder).mkdir(parents=True)
+    (base / "custom_nodes" / "glance").symlink_to(comfyui.PACK, target_is_directory=True)
+    (base / "custom_nodes" / "test_conditioning.py").write_text(CONDITIONING_NODE)
+    with torch.inference_mode():
+        model = tiny.build("flux")
+        weights = {key: value.contiguous() for key, value in model.model.diffusion_model.state_dict().items()}
+        save_file(weights, base / "models/diffusion_models/tiny_flux.safetensors")
+        adapters.save_pair(model, base / "models/loras")
+        (base / "models/loras/other").mkdir()
+        adapters.save_pair(tiny.build("wan"), base / "models/loras/other")
+    (base / "models/loras/broken.safetensors").write_bytes(b"\x00\x01\x02")
+    running = Server(base)
+    yield running
+    running.stop()
+
+
+def graph(size=128, slow_steps=5, fast_steps=5, slow="slow.safetensors", fast="fast.safetensors", **sampler):
+    inputs = {"model": ["2", 0], "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["5", 0], "seed": 1, "cfg": 1.0,
+              "sampler_name": "euler", "schedule": "auto", "slow_steps": slow_steps, "fast_steps": fast_steps, "denoise": 1.0}  # fmt: skip
+    return {
+        "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "tiny_flux.safetensors", "weight_dtype": "default"}},
+        "2": {"class_type": "LoadGlanceLoRA", "inputs": {"model": ["1", 0], "slow_lora": slow, "fast_lora": fast, "slow_strength": 1.0, "fast_strength": 1.0}},
+        "3": {"class_type": "TestConditioning", "inputs": {"seed": 1}},
+        "4": {"class_type": "TestConditioning", "inputs": {"seed": 2}},
+        "5": {"class_type": "EmptySD3LatentImage", "inputs": {"width": size, "height": size, "batch_size": 1}},
+        "7": {"class_type": "PhaseSplitSampler", "inputs": inputs | sampler},
+        "6": {"class_type": "SaveLatent", "inputs": {"samples": ["7", 0], "filename_prefix": "glance"}},
+        "8": {"class_type": "PreviewAny", "inputs": {"source": ["2", 1]}},
+    }  # fmt: skip
+
+
+def test_a_graph_runs_and_gives_the_same_latents_again(server):
+    first = server.run(graph())
+    assert torch.isfinite(first).all()
+    assert torch.equal(server.run(graph()), first)
+    bare = graph()
+    bare["7"]["inputs"]["model"] = ["1", 0]
+    assert not torch.equal(server.run(bare), first)
+    assert torch.equal(server.run(graph()), first)
+
+
+def test_the_scheduler_with_the_hosts_sampler_gives_the_same_latents(server):
+    other = graph()
+    inputs = other["7"]["inputs"]
+    other["9"] = {
+        "class_type": "GlanceScheduler",
+        "inputs": {key: inputs[key] for key in ("model", "latent_image", "schedule", "slow_steps", "fast_steps", "denoise")},
+    }
+    other["10"] = {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}}
+    keys = ("model", "positive", "negative", "latent_image", "cfg")
+    other["7"] = {
+        "class_type": "SamplerCustom",
+        "inputs": {key: inputs[key] for key in keys} | {"add_noise": True, "noise_seed": 1, "sampler": ["10", 0], "sigmas": ["9", 0]},
+    }
+    assert torch.equal(server.run(other), server.run(graph()))
+
+
+def test_an_interrupt_in_mid_run_leaves_the_next_run_as_it_was(server):
+    first = server.run(graph())
+    long = server.queue(graph(size=1024, slow_steps=10, fast_steps=27))
+    for _ in range(200):
+        if "PhaseSplitSampler" in str(server.call("/queue")[1]["queue_running"]):
+            break
+        time.sleep(0.05)
+    time.sleep(1.0)
+    assert server.call("/interrupt", {})[0] == 200
+    ended = server.wait(long)
+    assert "execution_interrupted" in [message[0] for message in ended["status"]["messages"]]
+    assert torch.equal(server.run(graph()), first)
+
+
+@pytest.mark.parametrize("wrong, shown", [
+    ({"teacher_steps": "1,3"}, "exactly one '|'"), ({"denoise": 0.0}, "0.01"), ({"slow_steps": 0}, "min of 1"), ({"schedule": "sdxl"}, "sdxl"),
+    ({"slow": "no_such.safetensors"}, "no_such"),
+])  # fmt: skip
+def test_a_wrong_value_is_refused_before_anything_runs(server, wrong, shown):
+    only_sampling = graph(**wrong)
+    del only_sampling["8"]  # an output that is right would be run all the same
+    status, answer = server.call("/prompt", {"prompt": only_sampling, "client_id": "x"})
+    assert status == 400
+    assert shown in json.dumps(answer)
+    assert "Traceback" not in json.dumps(answer)
+
+
+@pytest.mark.parametrize("wrong, shown", [
+    ({"slow": "other/slow.safetensors", "fast": "other/fast.safetensors"}, "is a wan adapter but the model is a Flux (flux)"),
+    ({"slow": "broken.safetensors"}, "broken.safetensors: the header claims"),
+    ({"slow_steps": 20}, "slow_steps = 20 does not fit"),
+    ({"teacher_steps": "1|999"}, "999"),
+])  # fmt: skip
+def test_what_only_the_files_or_the_model_can_tell_is_one_sentence(server, wrong, shown):
+    ended = server.wait(server.queue(graph(**wrong)))
+    (error,) = [message[1] for message in ended["status"]["messages"] if message[0] == "execution_error"]
+    assert shown in error["exception_message"]
+    assert "\n" not in error["exception_message"].strip()
