@@ -1,8 +1,12 @@
 """Glance for ComfyUI: registration only. Importable where ComfyUI is not, and then registers nothing."""
 
+import sys
+
 try:
     from comfy_api.latest import ComfyExtension
-except ImportError:  # tests, tools and `python -m glance_core` on a machine without ComfyUI
+except ImportError as error:  # tests, tools and `python -m glance_core` on a machine without ComfyUI
+    if "folder_paths" in sys.modules:
+        raise ImportError("Glance needs ComfyUI 0.33 or newer; update ComfyUI") from error
     ComfyExtension = None
 
 if ComfyExtension is not None:

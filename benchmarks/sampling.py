@@ -43,7 +43,7 @@ TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_p
 class Bench:
     """One model in one precision, and one function per method that samples it once."""
 
-    def __init__(self, dtype: str, folder: Path):
+    def __init__(self, dtype: str, folder: Path, slow: int = SLOW, fast: int = FAST):
         import comfy.sd
         import pack
         import tiny
@@ -51,6 +51,7 @@ class Bench:
         from safetensors.torch import load_file, save_file
 
         self.torch, self.pack, self.comfy = torch, pack, comfy
+        self.slow, self.fast = slow, fast
         torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
         self.model = tiny.build("qwen-image", dtype=torch_dtype, num_layers=1, num_attention_heads=24)
         self.parameters = sum(p.numel() for p in self.model.model.diffusion_model.parameters())
@@ -70,7 +71,7 @@ class Bench:
         self.read = lambda phase: load_file(self.files[phase])
         self.latent = {"samples": torch.zeros(LATENT)}
         self.conditioning = tiny.conditioning("qwen-image", 1, tokens=TEXT_TOKENS)
-        self.sigmas = pack.scheduler(self.model, "qwen-image", SLOW, FAST, latent=self.latent)
+        self.sigmas = pack.scheduler(self.model, "qwen-image", self.slow, self.fast, latent=self.latent)
         self.stamps: list[tuple[float, float]] = []
         self.switched: list[float] = []
         self._time_forwards()
@@ -106,7 +107,7 @@ class Bench:
             return self._phase_split_sampler(with_pair)
         if method == "chained":
             slow, fast = (sd.load_lora_for_models(self.model, None, self.read(phase), 1.0, 0)[0] for phase in ("slow", "fast"))
-            return lambda: self.sample(fast, sigmas=self.sigmas[SLOW:], start=self.sample(slow, sigmas=self.sigmas[: SLOW + 1]))
+            return lambda: self.sample(fast, sigmas=self.sigmas[self.slow :], start=self.sample(slow, sigmas=self.sigmas[: self.slow + 1]))
         if method == "core_bypass":
             bypass = sd.load_bypass_lora_for_models(self.model, None, self.read("slow"), 1.0, 0)[0]
             return lambda: self.sample(bypass)
@@ -124,10 +125,11 @@ class Bench:
 
     def _phase_split_sampler(self, model) -> Callable:
         execute = self.pack.node("PhaseSplitSampler").execute
-        return lambda: execute(model, self.conditioning, [], self.latent, 3, 1.0, "euler", "auto", SLOW, FAST, 1.0).args[0]["samples"]
+        return lambda: execute(model, self.conditioning, [], self.latent, 3, 1.0, "euler", "auto", self.slow, self.fast, 1.0).args[0][
+            "samples"
+        ]
 
     def _time_switch(self, switch) -> None:
-        """The gap between two forwards is noisier than this switch is long: time the switch itself."""
         select = switch.select
 
         def timed(phase):
@@ -143,13 +145,14 @@ class Bench:
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if sampling.percent_to_sigma(middle) > float(self.sigmas[SLOW]) + 1e-4 else (low, middle)
+            low, high = (middle, high) if sampling.percent_to_sigma(middle) > float(self.sigmas[self.slow]) + 1e-4 else (low, middle)
         return high
 
-    def run(self, method: str) -> tuple[float, float, object]:
-        """(seconds of the whole run, milliseconds the switch takes, the samples)
+    def run(self, method: str) -> tuple[float, float, float, object]:
+        """(seconds of the whole run, milliseconds of the switch, milliseconds of the gap, the samples)
 
-        A rival's switch is what its forwards lie further apart at the switch than elsewhere.
+        The gap is how much further apart two forwards lie at the switch than elsewhere. It is a rival's switch; ours is timed itself,
+        since the gap is noisier than it is long.
         """
         if method not in self.prepared:
             self.prepared[method] = self.prepare(method)
@@ -159,19 +162,19 @@ class Bench:
         samples = self.prepared[method]()
         seconds = time.perf_counter() - start
         gaps = [after[0] - before[1] for before, after in zip(self.stamps, self.stamps[1:], strict=False)]
-        assert len(gaps) == SLOW + FAST - 1, f"{method} took {len(gaps) + 1} forwards"
-        others = gaps[: SLOW - 1] + gaps[SLOW:]
-        switch = self.switched[-1] if self.switched else gaps[SLOW - 1] - statistics.median(others)
-        return seconds, switch * 1e3, samples
+        assert len(gaps) == self.slow + self.fast - 1, f"{method} took {len(gaps) + 1} forwards"
+        others = gaps[: self.slow - 1] + gaps[self.slow :]
+        gap = gaps[self.slow - 1] - statistics.median(others)
+        return seconds, (self.switched[-1] if self.switched else gap) * 1e3, gap * 1e3, samples
 
 
 def measure(dtype: str, rounds: int, progress: Callable[[str], None]) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder, in_comfyui(folder):
         bench = Bench(dtype, Path(folder))
-        results: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
+        results: dict[str, list[tuple[float, float, float]]] = {method: [] for method in METHODS}
         for method in METHODS:  # once unmeasured: files read, allocator and caches warm
             progress(f"{dtype}: warm-up {method}")
-            samples = bench.run(method)[2]
+            samples = bench.run(method)[3]
             if method == "phase_split":
                 ours = samples
             elif method == "chained":
@@ -180,7 +183,7 @@ def measure(dtype: str, rounds: int, progress: Callable[[str], None]) -> list[di
         for number in range(rounds):
             for method in METHODS if number % 2 == 0 else METHODS[::-1]:
                 progress(f"{dtype}: round {number + 1} of {rounds}, {method}")
-                results[method].append(bench.run(method)[:2])
+                results[method].append(bench.run(method)[:3])
         rows = []
         for method in METHODS:
             ratios = [mine[0] / base[0] for mine, base in zip(results[method], results["base"], strict=True)]
@@ -191,6 +194,7 @@ def measure(dtype: str, rounds: int, progress: Callable[[str], None]) -> list[di
                     "ratio_spread": [round(min(ratios), 4), round(max(ratios), 4)],
                     "seconds": round(statistics.median(r[0] for r in results[method]), 3),
                     "switch_ms": None if method in ("base", "core_bypass") else round(statistics.median(r[1] for r in results[method]), 4),
+                    "gap_ms": round(statistics.median(r[2] for r in results[method]), 3),
                     "pair_mb": round(bench.pair_mb, 1),
                     "rounds": rounds,
                     "parameters": bench.parameters,
@@ -222,7 +226,7 @@ def peak_of(method: str, dtype: str) -> float:
         return int(status.split("RssAnon:")[1].split()[0]) / 1e3
 
     with tempfile.TemporaryDirectory() as folder, in_comfyui(folder):
-        bench = Bench(dtype, Path(folder))
+        bench = Bench(dtype, Path(folder), slow=1, fast=1)  # the peak is the same with fewer steps
         for warm in (method, "base"):
             bench.run(warm)
             bench.prepared.clear()
@@ -271,14 +275,14 @@ def machine() -> str:
 
 def table(rows: list[dict]) -> str:
     lines = [
-        f"{'method':18s} {'ratio to base (min .. max)':28s} {'seconds':>8s} {'switch ms':>10s} {'extra MB':>9s} {'pair MB':>8s}  what it is"
+        f"{'method':18s} {'ratio to base (min .. max)':28s} {'seconds':>8s} {'switch ms':>10s} {'gap ms':>9s} {'extra MB':>9s} {'pair MB':>8s}  what it is"
     ]
     for row in rows:
         ratio = f"{row['ratio_to_base']:.3f} ({row['ratio_spread'][0]:.3f} .. {row['ratio_spread'][1]:.3f})"
         switch = "-" if row["switch_ms"] is None else f"{row['switch_ms']:.4f}"
         what = EXPLAINED[row["method"].split("/")[0]]
         lines.append(
-            f"{row['method']:18s} {ratio:28s} {row['seconds']:8.2f} {switch:>10s} {row['extra_mb']:9.1f} {row['pair_mb']:8.1f}  {what}"
+            f"{row['method']:18s} {ratio:28s} {row['seconds']:8.2f} {switch:>10s} {row['gap_ms']:9.1f} {row['extra_mb']:9.1f} {row['pair_mb']:8.1f}  {what}"
         )
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import schedule
-from .errors import AdapterError, GlanceError
+from .errors import AdapterError, GlanceError, ScheduleError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,8 +29,8 @@ def _parser() -> argparse.ArgumentParser:
 
     ladder = commands.add_parser("ladder", help="print the sigmas that a Glance pair walks")
     ladder.add_argument("--model", required=True, choices=[k for k in schedule.LADDERS if k != "model"], help="the teacher's ladder")
-    ladder.add_argument("--width", type=int, default=1024, help="of the picture, in pixels (default 1024)")
-    ladder.add_argument("--height", type=int, default=1024, help="of the picture, in pixels (default 1024)")
+    ladder.add_argument("--width", type=int, default=1024, help="of the picture, in pixels, rounded down to 16 (default 1024)")
+    ladder.add_argument("--height", type=int, default=1024, help="likewise")
     ladder.add_argument("--shift", type=float, help="for --model shift, for example 3.0")
     which = ladder.add_mutually_exclusive_group()
     which.add_argument("--split", default="5+5", help="steps of Slow + Fast (default 5+5)")
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("input", metavar="IN")
     convert.add_argument("output", metavar="OUT", help="a new .safetensors file")
     convert.add_argument("--phase", choices=[schedule.SLOW, schedule.FAST], help="what the adapter was trained for")
-    convert.add_argument("--alpha", type=float, help="the alpha it was trained with, where the file does not say")
+    convert.add_argument("--alpha", type=float, help="the alpha it was trained with; replaces what the file says")
     convert.set_defaults(run=_convert)
     return parser
 
@@ -58,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
 def _ladder(options: argparse.Namespace) -> None:
     tokens = schedule.image_tokens(options.width, options.height)
     teacher = schedule.teacher_ladder(options.model, options.teacher_steps, tokens=tokens, shift=options.shift)
+    if options.shift is not None and options.model != "shift":
+        raise ScheduleError(f"--shift {options.shift:g} has no effect on the {options.model} ladder; leave it out or choose --model shift")
+    if options.steps is not None and options.boundary_step is not None:
+        raise ScheduleError("--steps places the boundary itself, at the bar; leave out --boundary-step")
     if options.steps is not None:
         split = schedule.parse_steps(options.steps, options.teacher_steps)
     else:
@@ -99,7 +103,7 @@ def _lines(described: dict[str, Any]) -> list[str]:
         if name == "file" or value is None or value == []:
             continue
         if name in ("assumed", "skipped"):
-            lines += [f"  {name:13s} {item}" for item in value[:5]]
+            lines += [f"  {name:13s} {item}" for item in value]
             continue
         shown = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) if isinstance(value, list) else value
         lines.append(f"  {name:13s} {shown}")

@@ -10,7 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Adapter:
     metadata: Mapping[str, str]
     trained: Trained
     skipped: tuple[str, ...] = ()
-    assumed: tuple[str, ...] = field(default=())
+    assumed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -99,25 +99,26 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     styles: Counter[str] = Counter()
     text_encoder, skipped = 0, []
     for key, tensor in tensors.items():
-        method = names.other_method(key)
-        if method:
-            raise AdapterError(f"{path.name}: {key} belongs to {method}, and only plain LoRA can switch phases; convert it to LoRA first")
         if names.is_text_encoder(key):
             text_encoder += 1
             continue
+        method = names.other_method(key)
+        if method:
+            raise AdapterError(f"{path.name}: {key} belongs to {method}, and only plain LoRA can switch phases; convert it to LoRA first")
         parsed = names.parse_key(key)
         if parsed is None:
             skipped.append(key)
             continue
         roles = parts.setdefault(parsed.module, {})
         if parsed.role in roles:
-            raise AdapterError(
-                f"{path.name}: module {parsed.module} is given twice, as {sources[parsed.module]} and {parsed.source}; keep one"
-            )
+            raise AdapterError(f"{path.name}: module {parsed.module} is given twice, the second time as {key}; keep one")
         roles[parsed.role] = tensor
         sources[parsed.module] = parsed.source
         if parsed.role == names.DOWN:
             styles[parsed.style] += 1
+    for module in [m for m, roles in parts.items() if roles.keys() == {names.ALPHA}]:  # no LoRA's: other layers have an alpha too
+        del parts[module]
+        skipped.append(f"{sources[module]}.alpha")
     factors = {}
     scales = _StatedScale(path, metadata)
     for module, roles in parts.items():
@@ -144,9 +145,10 @@ def check_pair(slow: Adapter, fast: Adapter) -> tuple[str, ...]:
         one, two = ("/".join(sorted(a.bases)) for a in (slow, fast))
         raise AdapterError(f"{slow.name} is for {one} and {fast.name} for {two}; choose two files of one pair")
     a, b = slow.trained, fast.trained
-    for what, x, y in (("ladder", a.ladder, b.ladder), ("teacher steps", a.teacher_steps, b.teacher_steps), ("steps", a.steps, b.steps)):
+    for what in ("ladder", "shift", "teacher_steps", "steps", "fingerprint"):
+        x, y = getattr(a, what), getattr(b, what)
         if x is not None and y is not None and x != y:
-            raise AdapterError(f"{slow.name} was trained on {what} {x} and {fast.name} on {y}; choose two files of one pair")
+            raise AdapterError(f"{slow.name} was trained with glance.{what} {x} and {fast.name} with {y}; choose two files of one pair")
     notes = []
     if a.pair and b.pair and a.pair != b.pair:
         notes.append(f"{slow.name} and {fast.name} were trained in different runs")
@@ -202,20 +204,26 @@ def _peft_config(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any
     """PEFT's settings, from diffusers' metadata or from the configuration PEFT saves beside its adapter_model.safetensors."""
     text = metadata.get("lora_adapter_metadata")
     if text:
-        loaded = _json_object(text)
+        loaded = _json_object(text, f"{path.name}: its lora_adapter_metadata")
         prefixed = {k.removeprefix("transformer."): v for k, v in loaded.items() if k.startswith("transformer.")}
         return prefixed or {k.removeprefix("unet."): v for k, v in loaded.items()}, "lora_adapter_metadata"
     beside = path.with_name("adapter_config.json")
     if path.name == "adapter_model.safetensors" and beside.is_file():
-        return _json_object(beside.read_text(encoding="utf-8")), beside.name
+        try:
+            text = beside.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise AdapterError(
+                f"{path.name}: {beside.name} beside it cannot be read ({error}); it holds the alpha, get it again"
+            ) from error
+        return _json_object(text, f"{path.name}: {beside.name} beside it"), beside.name
     return {}, ""
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _json_object(text: str, what: str) -> dict[str, Any]:
     try:
         loaded = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{what} is no JSON; it holds the alpha, get the file again") from error
     return loaded if isinstance(loaded, dict) else {}
 
 
@@ -243,7 +251,7 @@ def _factor(path: Path, module: str, source: str, roles: Mapping[str, torch.Tens
         )
     down, up = roles[names.DOWN], roles[names.UP]
     for role, tensor in roles.items():
-        if tensor.dtype not in _FLOATS:
+        if tensor.dtype not in _FLOATS and role != names.ALPHA:
             raise AdapterError(f"{path.name}: {role} of {module} is {tensor.dtype}; only float64, float32, float16 and bfloat16 are read")
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"{path.name}: {role} of {module} holds NaN or infinity; the training diverged or the file is damaged")
@@ -255,7 +263,7 @@ def _factor(path: Path, module: str, source: str, roles: Mapping[str, torch.Tens
             raise AdapterError(f"{path.name}: alpha of {module} has shape {tuple(roles[names.ALPHA].shape)}; it must be one number")
         alpha = float(roles[names.ALPHA])
         if alpha == 0:
-            raise AdapterError(f"{path.name}: alpha of {module} is 0, which switches it off; give the alpha it was trained with")
+            raise AdapterError(f"{path.name}: alpha of {module} is 0, which switches the module off; the file is damaged, get it again")
     alpha, scale = scales.of(module, down.shape[0], alpha)
     return Factor(down, up, alpha, scale, source)
 

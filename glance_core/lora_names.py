@@ -48,78 +48,23 @@ _OTHER_METHODS = {
 
 _TEXT_ENCODER = ("lora_te", "text_encoder", "text_encoders.", "text_model.", "lycoris_te", "conditioner.")
 
-_PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "unet.", "model.diffusion_model.")
+_WRAPPERS = ("base_model.model.", "unet.base_model.model.")
+_PREFIXES = ("diffusion_model.", "model.diffusion_model.", "transformer.", "unet.")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 
 # Names that keep their underscores when a flattened kohya name is taken apart (every other underscore was a dot).
-_COMPOUNDS = [
-    "single_transformer_blocks",
-    "transformer_blocks",
-    "double_blocks",
-    "single_blocks",
-    "joint_blocks",
-    "double_layers",
-    "single_layers",
-    "context_refiner",
-    "noise_refiner",
-    "img_attn",
-    "txt_attn",
-    "img_mlp",
-    "txt_mlp",
-    "img_mod",
-    "txt_mod",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
-    "to_out",
-    "to_q",
-    "to_k",
-    "to_v",
-    "norm_q",
-    "norm_k",
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "out_proj",
-    "self_attn",
-    "cross_attn",
-    "x_block",
-    "context_block",
-    "ff_context",
-    "norm1_context",
-    "norm_out",
-    "proj_out",
-    "proj_mlp",
-    "proj_in",
-    "img_in",
-    "txt_in",
-    "time_in",
-    "vector_in",
-    "guidance_in",
-    "final_layer",
-    "adaLN_modulation",
-    "input_blocks",
-    "middle_block",
-    "output_blocks",
-    "down_blocks",
-    "up_blocks",
-    "mid_block",
-    "time_embed",
-    "time_text_embed",
-    "context_embedder",
-    "x_embedder",
-    "in_layers",
-    "out_layers",
-    "emb_layers",
-    "skip_connection",
-    "linear_1",
-    "linear_2",
-    "individual_token_refiner",
-    "k_img",
-    "v_img",
-    "norm_k_img",
-]
+_COMPOUNDS = (
+    "single_transformer_blocks", "transformer_blocks", "double_blocks", "single_blocks", "joint_blocks", "double_layers",
+    "single_layers", "context_refiner", "noise_refiner", "img_attn", "txt_attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod",
+    "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_out", "to_q", "to_k", "to_v", "norm_q", "norm_k", "q_proj", "k_proj",
+    "v_proj", "out_proj", "self_attn", "cross_attn", "x_block", "context_block", "ff_context", "norm1_context", "norm_out", "proj_out",
+    "proj_mlp", "proj_in", "img_in", "txt_in", "time_in", "vector_in", "guidance_in", "final_layer", "adaLN_modulation", "input_blocks",
+    "middle_block", "output_blocks", "down_blocks", "up_blocks", "mid_block", "time_embed", "time_text_embed", "context_embedder",
+    "x_embedder", "in_layers", "out_layers", "emb_layers", "skip_connection", "linear_1", "linear_2", "individual_token_refiner",
+    "k_img", "v_img", "norm_k_img", "feed_forward", "cap_embedder", "t_embedder", "y_embedder", "c_embedder", "input_embedder",
+    "in_layer", "out_layer", "in_proj", "distilled_guidance_layer", "patch_embedding", "text_embedding", "time_embedding",
+    "time_projection", "img_emb", "timestep_embedder", "pos_embed", "label_emb",
+)  # fmt: skip
 _FLAT_PART = re.compile("(?:" + "|".join(sorted(_COMPOUNDS, key=len, reverse=True)) + r")(?=_|$)|[^_]+")
 
 
@@ -149,6 +94,7 @@ def other_method(key: str) -> str | None:
 
 
 def is_text_encoder(key: str) -> bool:
+    """Whether the key belongs to a text encoder's adapter, which a Glance pair has no use for."""
     return key.startswith(_TEXT_ENCODER)
 
 
@@ -157,12 +103,9 @@ def module_name(source: str) -> str:
     for prefix in _FLAT_PREFIXES:
         if source.startswith(prefix) and "." not in source:
             return unflatten(source[len(prefix) :])
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _PREFIXES:
-            if source.startswith(prefix) and len(source) > len(prefix):
-                source, stripped = source[len(prefix) :], True
+    for prefixes in (_WRAPPERS, _PREFIXES):
+        found = next((prefix for prefix in prefixes if source.startswith(prefix) and len(source) > len(prefix)), "")
+        source = source[len(found) :]
     return source
 
 
@@ -172,6 +115,7 @@ def unflatten(name: str) -> str:
 
 
 def flatten(module: str) -> str:
+    """The module as kohya's trainers write it, without prefix."""
     return module.replace(".", "_")
 
 

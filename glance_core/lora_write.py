@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from . import lora_names as names
@@ -21,11 +22,17 @@ from .adapter_metadata import Trained, written_metadata
 from .errors import AdapterError
 from .lora_file import Adapter, Factor
 
+# What a source file says of its scale; the written tensors say it themselves.
+_RESTATED = ("lora_adapter_metadata", "ss_network_alpha", "ss_network_dim")
 
-def write_adapter(path: str | os.PathLike[str], factors: Mapping[str, Factor], trained: Trained) -> Path:
+
+def write_adapter(
+    path: str | os.PathLike[str], factors: Mapping[str, Factor], trained: Trained, others: Mapping[str, str] | None = None
+) -> Path:
     """Write `factors` (by module name) to a new file, whole or not at all; an existing file is never overwritten.
 
-    Every module gets its alpha, also where the scale was assumed, so that the file means the same everywhere.
+    Every module gets its alpha, also where the scale was assumed, so that the file means the same everywhere. `others` is metadata to
+    keep where it says nothing of what is written here (author, licence, trigger words). Raises AdapterError.
     """
     path = Path(path)
     bases = frozenset([trained.base]) if trained.base else names.possible_bases(factors)
@@ -36,7 +43,8 @@ def write_adapter(path: str | os.PathLike[str], factors: Mapping[str, Factor], t
         tensors[f"{key}.lora_A.weight"] = factor.down.contiguous()
         tensors[f"{key}.lora_B.weight"] = factor.up.contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(factor.scale * factor.rank, dtype=torch.float32)
-    publish(path, tensors, written_metadata(_with_rank(trained, factors), path.stem))
+    kept = {key: value for key, value in (others or {}).items() if not key.startswith("glance.") and key not in _RESTATED}
+    publish(path, tensors, kept | written_metadata(_with_rank(trained, factors), path.stem))
     return path
 
 
@@ -48,7 +56,7 @@ def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = N
         phase=phase or source.trained.phase,
         base=source.trained.base or (next(iter(bases)) if len(bases) == 1 else None),
     )
-    return write_adapter(path, source.factors, trained)
+    return write_adapter(path, source.factors, trained, source.metadata)
 
 
 def publish(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -65,6 +73,7 @@ def publish(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[s
         save_file(dict(tensors), temporary, metadata=dict(metadata))
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # as any new file; a temporary one is its maker's alone
         try:
             os.link(temporary, path)  # unlike a rename, fails where another process took the name meanwhile
         except FileExistsError:
@@ -75,12 +84,19 @@ def publish(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[s
             if path.exists():
                 raise exists from None
             os.replace(temporary, path)
-    except OSError as error:
-        raise AdapterError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder") from error
+    except (OSError, SafetensorError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise AdapterError(f"{path}: cannot be written ({why}); free some space or choose another folder or name") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
     _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -47,6 +47,9 @@ class Branch(nn.Module):
         for i, update in enumerate(updates):  # parameters of its own: hosts place leaf modules, not containers in between
             up = update.up.flatten(1).t().to(dtype, copy=True, memory_format=torch.contiguous_format)
             self.register_parameter(f"up{i}", nn.Parameter(up, requires_grad=False))  # (r, out)
+        for tensor in self.parameters():
+            if not torch.isfinite(tensor).all():
+                raise SwitchError(f"a factor overflows {dtype}, in which the model computes; lower the strength")
         self.starts = tuple(u.start for u in updates)
 
     def on(self, device: torch.device) -> Bound:
@@ -101,6 +104,7 @@ class _Target:
         self.add = _add_conv if _is_convolution(module) else _add_linear
         self.active: Bound | None = None
         self.bound: tuple[Bound | None, ...] = ()
+        self.called = False
         self.inner: Callable[..., Any] = module.forward
         self.previous: Any = _UNSET
         self.stranded = False
@@ -109,6 +113,7 @@ class _Target:
     def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         y = self.inner(x, *args, **kwargs)
         active = self.active
+        self.called = True
         return y if active is None else self.add(self.module, x, y, active)
 
     def wrap(self) -> None:
@@ -120,7 +125,7 @@ class _Target:
 
     def unwrap(self) -> None:
         """Put the previous forward back; where somebody else wrapped this one meanwhile, stay below as a mere passage."""
-        self.active = None
+        self.active, self.bound = None, ()  # a host that moves the weights away must not find them held here
         if self.module.__dict__.get("forward") is self.hook:
             self._restore()
         else:
@@ -154,19 +159,27 @@ class PhaseSwitch:
         """The phase that answers; None: the bare base."""
         return self._phase
 
+    @property
+    def never_called(self) -> tuple[str, ...]:
+        """Installed targets whose forward was not called since: the model computes them some other way, or not at all."""
+        return tuple(target.name for target in self._installed if not target.called)
+
     def install(self, root: nn.Module, device: torch.device) -> None:
         """Wrap the targets below `root`; no phase is on yet. Raises SwitchError for a target the model lacks."""
         if self._installed:
             return
-        targets = self._targets.get(root)
-        if targets is None:
-            targets = tuple(_Target(name, find_module(root, name)) for name in self.weights.targets)
-            self._targets[root] = targets
+        known = {target.name: target for target in self._targets.get(root, ())}
+        modules = {name: find_module(root, name) for name in self.weights.targets}
+        targets = tuple(  # the same hooks as last time, except where a module was replaced
+            known[name] if name in known and known[name].module is module else _Target(name, module) for name, module in modules.items()
+        )
+        self._targets[root] = targets
         wrapped = []
         try:
             for target in targets:
                 branches = (self.weights.branch(phase, target.name) for phase in range(self.weights.phase_count))
                 target.bound = tuple(None if branch is None else branch.on(device) for branch in branches)
+                target.called = False
                 target.wrap()
                 wrapped.append(target)
         except BaseException:
@@ -200,6 +213,7 @@ def phase_index(sigma: float, thresholds: Sequence[float]) -> int:
 
 
 def find_module(root: nn.Module, name: str) -> nn.Module:
+    """The module at a dotted path. Raises SwitchError if there is none."""
     try:
         return root.get_submodule(name)
     except AttributeError as error:

@@ -29,8 +29,12 @@ class DynamicShift:
     terminal: float | None
 
     def at(self, tokens: int) -> float:
+        """The shift at this token count. Raises ScheduleError where it leaves the range of numbers."""
         (t0, t1), (m0, m1) = self.tokens, self.mu
-        return math.exp(m0 + (tokens - t0) * (m1 - m0) / (t1 - t0))
+        mu = m0 + (tokens - t0) * (m1 - m0) / (t1 - t0)
+        if mu > 30:  # sigmas that differ by less than float64 can tell
+            raise ScheduleError(f"{tokens} tokens are too many for a ladder; make the picture smaller")
+        return math.exp(mu)
 
 
 DYNAMIC_SHIFTS = {
@@ -58,7 +62,7 @@ def shifted_ladder(steps: int, shift: float, terminal: float | None = None) -> t
     if not (math.isfinite(shift) and shift > 0):
         raise ScheduleError(f"shift must be a positive number, got {shift}")
     uniform = [1 - i * (1 - 1 / steps) / (steps - 1) for i in range(steps)] if steps > 1 else [1.0]
-    sigmas = [shift / (shift + 1 / s - 1) for s in uniform]
+    sigmas = [shift / (shift + (1 / s - 1)) for s in uniform]
     if terminal is not None and steps > 1:
         stretch = (1 - terminal) / (1 - sigmas[-1])
         sigmas = [1 - (1 - sigma) * stretch for sigma in sigmas]
@@ -148,7 +152,7 @@ def split_steps(slow: int, fast: int, teacher_steps: int = TEACHER_STEPS, bounda
     `boundary` defaults to a fifth of the teacher's steps, the paper's 10 of 50.
     """
     if boundary is None:
-        boundary = round(teacher_steps * BOUNDARY_STEP / TEACHER_STEPS)
+        boundary = default_boundary(teacher_steps)
     if slow < 1 or fast < 1:
         raise ScheduleError(f"a split of {slow}+{fast} leaves a phase empty; give slow_steps and fast_steps at least 1 each")
     if not 0 < boundary < teacher_steps:
@@ -157,12 +161,24 @@ def split_steps(slow: int, fast: int, teacher_steps: int = TEACHER_STEPS, bounda
         )
     if slow > boundary:
         raise ScheduleError(f"slow_steps = {slow} does not fit before teacher step {boundary + 1}; use at most {boundary}")
-    rest = teacher_steps - boundary
-    if fast > rest:
-        raise ScheduleError(f"fast_steps = {fast} does not fit after teacher step {boundary}; use at most {rest}")
     slow_steps = tuple(round(boundary * i / slow) for i in range(slow))
-    fast_steps = tuple(min(round(boundary + rest * i / max(fast - 1, 1)), teacher_steps - 1) for i in range(fast))
+    fast_steps = _fast_steps(fast, boundary, teacher_steps)
+    if len(set(fast_steps)) < fast:
+        most = next(n for n in range(min(fast, teacher_steps), 0, -1) if len(set(_fast_steps(n, boundary, teacher_steps))) == n)
+        raise ScheduleError(
+            f"fast_steps = {fast} does not fit between teacher steps {boundary + 1} and {teacher_steps}; use at most {most}"
+        )
     return Split(slow_steps, fast_steps, teacher_steps)
+
+
+def default_boundary(teacher_steps: int) -> int:
+    """0-based teacher step where Fast takes over: a fifth of the way, the paper's 10 of 50."""
+    return max(1, round(teacher_steps * BOUNDARY_STEP / TEACHER_STEPS))
+
+
+def _fast_steps(count: int, boundary: int, teacher_steps: int) -> tuple[int, ...]:
+    rest = teacher_steps - boundary
+    return tuple(min(round(boundary + rest * i / max(count - 1, 1)), teacher_steps - 1) for i in range(count))
 
 
 def parse_steps(text: str, teacher_steps: int = TEACHER_STEPS) -> Split:
@@ -185,8 +201,8 @@ def parse_steps(text: str, teacher_steps: int = TEACHER_STEPS) -> Split:
 def parse_split(text: str) -> tuple[int, int]:
     """`5+5` as (5, 5)."""
     words = text.split("+")
-    if len(words) != 2 or not all(w.strip().isascii() and w.strip().isdigit() for w in words):
-        raise ScheduleError(f"split {text!r} is not of the form SLOW+FAST, for example {' or '.join(PRESETS)}")
+    if len(words) != 2 or not all(w.strip().isascii() and w.strip().isdigit() and len(w) < 7 for w in words):
+        raise ScheduleError(f"split {text[:40]!r} is not of the form SLOW+FAST, for example {' or '.join(PRESETS)}")
     return int(words[0]), int(words[1])
 
 
@@ -244,14 +260,14 @@ def threshold_between(last_slow: float, boundary: float) -> float:
 def build_schedule(ladder: Sequence[float], split: Split, denoise: float = 1.0) -> PhaseSchedule:
     """Walk the teacher steps of `split` on `ladder` (its N + 1 sigmas).
 
-    denoise < 1 (image to image) enters the ladder at teacher step round(T * (1 - denoise)), where the teacher itself would,
-    keeps the steps below it and their phases, and so never needs more forwards than the whole walk.
+    denoise < 1 (image to image) enters the ladder at teacher step int(T - T * denoise), where the teacher itself would (diffusers'
+    image-to-image pipelines), keeps the steps below it and their phases, and so never needs more forwards than the whole walk.
     """
     if len(ladder) - 1 != split.teacher_steps:
         raise ScheduleError(f"the split {split} counts {split.teacher_steps} teacher steps, the ladder has {len(ladder) - 1}")
     if not 0 < denoise <= 1:
         raise ScheduleError(f"denoise must be above 0 and at most 1, got {denoise}")
-    first = min(round(split.teacher_steps * (1 - denoise)), split.teacher_steps - 1)
+    first = int(split.teacher_steps - split.teacher_steps * denoise)
     steps = (first, *(step for step in split.steps if step > first))
     slow = sum(step < split.fast[0] for step in steps)
     if first < split.steps[0]:  # the split starts below the ladder's top: so does the walk, unless denoise says lower

@@ -1,1 +1,1 @@
-"""The host glue: V3 nodes over glance_core. host.py and pair.py are the only files that know comfy's inside."""
+"""The host glue: V3 nodes over glance_core. What reaches inside comfy is in host.py and pair.py, and one sampler in samplers.py."""

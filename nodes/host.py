@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.lora
@@ -70,8 +71,9 @@ def match(adapter: Adapter, patcher: Any, strength: float, key_map: Mapping[str,
             unmatched.append(module)
             continue
         target = weight.removesuffix(".weight")
-        update = _update(adapter.name, module, factor, strength, rows, rearrange)
-        check_update(find_module(patcher.model, target), f"{adapter.name}: {module}", update)
+        layer = find_module(patcher.model, target)
+        update = _update(adapter.name, module, _shaped(factor, layer), strength, rows, rearrange)
+        check_update(layer, f"{adapter.name}: {module}", update)
         updates.setdefault(target, []).append(LowRank(update.down.to(dtype), update.up.to(dtype), update.start))
     matched = len(adapter.factors) - len(unmatched)
     if matched == 0 or matched < len(unmatched):
@@ -106,6 +108,17 @@ def _parts_of(key: Any) -> tuple[str | None, tuple[int, int, int] | None, Any]:
     return key[0], key[1], key[2] if len(key) > 2 else None
 
 
+def _shaped(factor: Factor, layer: torch.nn.Module) -> Factor:
+    """The factor in the layer's own dimensions: trainers write a convolution's flat, and a Linear's as 1 x 1 convolutions."""
+    kernel = getattr(layer, "kernel_size", None)
+    down = factor.down
+    if kernel is None:
+        down = down.flatten(1) if math.prod(down.shape[2:]) == 1 else down
+    elif down.ndim == 2 and down.shape[1] % math.prod(kernel) == 0:
+        down = down.reshape(len(down), -1, *kernel)
+    return replace(factor, down=down)
+
+
 def _update(name: str, module: str, factor: Factor, strength: float, rows: tuple[int, int, int] | None, rearrange: Any) -> LowRank:
     up = factor.up.float() * (factor.scale * strength)
     if rearrange is not None:
@@ -127,12 +140,13 @@ def _update(name: str, module: str, factor: Factor, strength: float, rows: tuple
 
 
 def key_map(patcher: Any) -> dict[str, Any]:
+    """The host's map from the names a LoRA may use to the model's weights, or to slices of them."""
     return comfy.lora.model_lora_keys_unet(patcher.model, {})
 
 
 def compute_dtype(patcher: Any) -> torch.dtype:
     """The precision the model computes in; never a storage-only one such as fp8."""
-    dtype = patcher.model.get_dtype_inference()
+    dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
     return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.bfloat16
 
 
@@ -147,6 +161,8 @@ def teacher_ladder(patcher: Any, latent_shape: tuple[int, ...], kind: str, train
         kind = trained.ladder or (here if here in schedule.DYNAMIC_SHIFTS else "model")
     elif trained.ladder not in (None, kind):
         raise ScheduleError(f"schedule is {kind} but the pair was trained on the {trained.ladder} ladder; choose auto")
+    if kind != "model":
+        refuse_unless_flow(patcher, f"the {kind} ladder")
     steps = trained.teacher_steps or schedule.TEACHER_STEPS
     sigmas = None
     if kind == "model":
@@ -201,5 +217,6 @@ def sample(
 
 
 def refuse_unless_flow(patcher: Any, what: str) -> None:
+    """Raise ScheduleError if the model's sigmas are not those of a flow, from 1 down."""
     if not isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST):
-        raise ScheduleError(f"{what} walks velocities, and {type(patcher.model).__name__} is no flow model; use PhaseSplitSampler")
+        raise ScheduleError(f"{what} is for flow models, and {type(patcher.model).__name__} is none; choose schedule auto or model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields, replace
 from typing import Any
 
 import folder_paths
@@ -72,8 +73,9 @@ def _lora_input(phase: str, loras: list[str], tooltip: str) -> Any:
 
 
 def _trained(slow: Adapter, fast: Adapter) -> Trained:
-    """What the pair says of its schedule; one file may say what the other leaves out (`check_pair` saw that they agree)."""
-    return slow.trained if slow.trained.ladder or slow.trained.steps else fast.trained
+    """What the pair says of itself; one file may say what the other leaves out (`check_pair` saw that they agree)."""
+    said = {item.name: getattr(slow.trained, item.name) for item in fields(Trained)}
+    return replace(fast.trained, **{name: value for name, value in said.items() if value is not None})
 
 
 def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trained, notes: tuple[str, ...]) -> str:
@@ -94,9 +96,9 @@ def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trai
             lines.append(f"  unmatched: and {len(matched.unmatched) - 5} more")
         lines += [f"  assumed: {item}" for item in adapter.assumed]
     lines += [f"note: {note}" for note in notes]
-    if trained.ladder:
+    if trained.ladder or trained.steps:
         lines.append(
-            f"schedule: {trained.ladder}, teacher steps {trained.steps or 'not stated'} of {trained.teacher_steps or 50}, from the file"
+            f"schedule: {trained.ladder or 'ladder not stated'}, teacher steps {trained.steps or 'not stated'} of {trained.teacher_steps or 50}, from the file"
         )
     else:
         kind = host.architecture(model)

@@ -18,8 +18,9 @@ import torch
 from comfy.patcher_extension import PatcherInjection, WrappersMP
 
 from ..glance_core.adapter_metadata import Trained
+from ..glance_core.errors import GlanceError
 from ..glance_core.phase_switch import LowRank, PhaseSwitch, PhaseWeights, phase_index
-from ..glance_core.schedule import BOUNDARY_STEP, FAST, SLOW, TEACHER_STEPS, PhaseSchedule, threshold_between
+from ..glance_core.schedule import FAST, SLOW, TEACHER_STEPS, PhaseSchedule, default_boundary, threshold_between
 from . import host
 
 log = logging.getLogger("glance")
@@ -66,18 +67,26 @@ class GlancePair:
         """0-based teacher step where Fast takes over, unless the sigmas of a run say otherwise."""
         if self.trained.split:
             return self.trained.split.fast[0]
-        return round((self.trained.teacher_steps or TEACHER_STEPS) * BOUNDARY_STEP / TEACHER_STEPS)
+        return default_boundary(self.trained.teacher_steps or TEACHER_STEPS)
+
+    @property
+    def threshold(self) -> float | None:
+        """Below which sigma Fast answers in the run that is under way; None outside of one."""
+        return self._run.threshold if self._run else None
 
     def outer_sample(
         self, executor: Any, noise: torch.Tensor, latent_image: Any, sampler: Any, sigmas: torch.Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         """OUTER_SAMPLE: fix where this run switches, before the host moves anything."""
-        patcher = executor.class_obj.model_patcher
+        guider = executor.class_obj
+        patcher = guider.model_patcher
+        _refuse_second_model(guider)
         walked = schedule_of(sigmas)
         if walked is not None:
             run = _Run(patcher, walked.threshold, walked.partial, Counter())
         else:
-            _, ladder = host.teacher_ladder(patcher, tuple(noise.shape), "auto", self.trained)
+            shape = (kwargs.get("latent_shapes") or [noise.shape])[0]  # nested latents arrive packed into one row
+            _, ladder = host.teacher_ladder(patcher, tuple(shape), "auto", self.trained)
             step = self.boundary_step
             run = _Run(patcher, threshold_between(ladder[step - 1], ladder[step]), True, Counter())
         outer, self._run = self._run, run
@@ -91,14 +100,14 @@ class GlancePair:
     def sampler_sample(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
         """SAMPLER_SAMPLE: the branches are on the model while the sampler runs, and off it whatever ends the run."""
         patcher = guider.model_patcher
-        if self._run is not None:
-            self._run.patcher = patcher
         if self.switch.installed:  # a sampler that runs a sampler: the outer run owns the branches
             return executor(guider, *args, **kwargs)
         _inject_last(patcher, self)
         self.switch.install(guider.inner_model, patcher.load_device)
         try:
-            return executor(guider, *args, **kwargs)
+            result = executor(guider, *args, **kwargs)
+            _report_unused(self.switch.never_called, len(self.switch.weights.targets))
+            return result
         finally:
             self.switch.remove()
 
@@ -107,6 +116,9 @@ class GlancePair:
         if self._run is not None:
             phase = phase_index(float(timestep.reshape(-1)[0]), (self._run.threshold,))
             self._run.forwards[PHASES[phase]] += 1
+            if not self.switch.installed:  # the host unloaded the model in mid-run
+                self.switch.install(executor.class_obj.inner_model, self._run.patcher.load_device)
+                self._suspended = None
             if phase != self.switch.phase:
                 self.switch.select(phase)
         return executor(x, timestep, *args, **kwargs)
@@ -127,10 +139,34 @@ class GlancePair:
 
 def _report(run: _Run) -> None:
     counts = ", ".join(f"{run.forwards[phase]} {phase}" for phase in PHASES)
-    if run.forwards and not run.partial and len(run.forwards) < len(PHASES):
+    if not run.forwards:
+        log.warning("Glance: the sampler never asked the host for a forward in the usual way: the pair had no effect")
+    elif not run.partial and len(run.forwards) < len(PHASES):
         log.warning("Glance: all forwards fell into one phase (%s): the sigmas of this run never cross the boundary", counts)
     else:
         log.info("Glance: forwards %s, switch at sigma %.4f", counts, run.threshold)
+
+
+def _report_unused(names: Sequence[str], targets: int) -> None:
+    if names:
+        log.warning(
+            "Glance: %d of the pair's %d layers were never called in this run, the first %s: there it had no effect",
+            len(names),
+            targets,
+            names[0],
+        )
+
+
+def _refuse_second_model(guider: Any) -> None:
+    """Guiders that sample a second MODEL on the same weights (DualModelGuider): the branches would act on both."""
+    own = guider.model_patcher
+    if own.get_additional_models_with_key("multigpu"):
+        raise GlanceError("a Glance pair works on one GPU at a time; remove the multi-GPU node from this model")
+    for name, other in vars(guider).items():
+        if other is not own and isinstance(other, comfy.model_patcher.ModelPatcher) and other.model is own.model:
+            raise GlanceError(
+                f"{type(guider).__name__} samples a second model ({name}) on the same weights, where the pair would act on both; load it from a file of its own"
+            )
 
 
 def attach(model: Any, phases: Sequence[Mapping[str, Sequence[LowRank]]], trained: Trained) -> Any:

@@ -13,7 +13,7 @@ from ..glance_core.errors import GlanceError, ScheduleError
 from ..glance_core.sampling import reference_ladders, walk
 from . import host
 from .loader import CATEGORY
-from .pair import log, tagged_sigmas, trained_of
+from .pair import log, pair_of, tagged_sigmas, trained_of
 
 _MANY = 10_000
 
@@ -59,6 +59,8 @@ def _walked(
     trained = trained_of(model)
     split = host.split(trained, slow_steps, fast_steps, teacher_steps or "")
     kind, ladder = host.teacher_ladder(model, host.latent_shape(model, latent), schedule, trained)
+    if trained.split and not teacher_steps and split != trained.split:
+        log.warning("Glance: the pair was trained on teacher steps %s, this run walks %s", trained.split, split)
     if trained.split and (split.slow[-1] >= trained.split.fast[0] or split.fast[0] <= trained.split.slow[-1]):
         log.warning("Glance: teacher steps %s put steps into the other phase than the pair was trained for (%s)", split, trained.split)
     walked = core.build_schedule(ladder, split, denoise)
@@ -170,15 +172,19 @@ def _reference_walk(
 ) -> torch.Tensor:  # fmt: skip
     """The reference code's walk as a sampler of the host (k-diffusion's calling convention). Source: facts of CSU-JPG/Glance at 88bac37."""
     patcher = model.inner_model.model_patcher
-    host.refuse_unless_flow(patcher, "the reference walk")
     told = sigmas.tolist()[:-1]
-    kind, teacher = host.teacher_ladder(patcher, tuple(x.shape), schedule, trained_of(patcher))
+    trained, pair = trained_of(patcher), pair_of(patcher)
+    kind, teacher = host.teacher_ladder(patcher, tuple(x.shape), schedule, trained)
     if kind not in core.DYNAMIC_SHIFTS:
         raise ScheduleError(
             f"the reference walk exists for {' and '.join(core.DYNAMIC_SHIFTS)}, not for the {kind} ladder; use PhaseSplitSampler"
         )
-    step = core.split_steps(1, 1, len(teacher) - 1).fast[0]
-    threshold = core.threshold_between(teacher[step - 1], teacher[step])
+    if any(min(abs(sigma - step) for step in teacher) > 1e-4 for sigma in told):
+        raise ScheduleError(f"the reference walk needs sigmas of the {kind} ladder at this size; wire Glance Scheduler's")
+    threshold = pair.threshold if pair is not None else None
+    if threshold is None:  # a bare model: the paper's boundary
+        step = core.default_boundary(len(teacher) - 1)
+        threshold = core.threshold_between(teacher[step - 1], teacher[step])
     slow = sum(sigma > threshold for sigma in told)
     if not 0 < slow < len(told):
         raise ScheduleError(

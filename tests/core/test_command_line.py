@@ -1,4 +1,4 @@
-"""python -m glance_core, as a user runs it."""
+"""python -m glance_core, as a user runs it, and the pack imported where there is no ComfyUI."""
 
 import json
 import subprocess
@@ -51,7 +51,9 @@ def test_ladder_takes_explicit_steps_a_shift_and_denoise():
 
 @pytest.mark.parametrize("arguments", [
     ("--model", "flux", "--split", "0+5"), ("--model", "flux", "--steps", "1,2"), ("--model", "flux", "--width", "1"), ("--model", "shift"),
-    ("--model", "flux", "--denoise", "0"), ("--model", "flux", "--teacher-steps", "1"),
+    ("--model", "flux", "--denoise", "0"), ("--model", "flux", "--shift", "3"), ("--model", "flux", "--width", "400000", "--height", "400000"),
+    ("--model", "flux", "--split", "5+" + "9" * 5000), ("--model", "flux", "--steps", "1|2", "--boundary-step", "3"),
+    ("--model", "flux", "--teacher-steps", "1"),
 ])  # fmt: skip
 def test_a_wrong_ladder_is_one_sentence(arguments):
     message = run("ladder", *arguments, expect=2)
@@ -83,3 +85,14 @@ def test_convert_writes_the_projects_format(tmp_path):
     assert "exists already" in run("convert", source, out, expect=2)
     assert ".safetensors" in run("convert", source, tmp_path / "out.bin", expect=2)
     assert "swap" in run("inspect", out, source, expect=2)
+
+
+def test_importing_the_pack_outside_comfyui_registers_nothing(tmp_path):
+    code = (
+        "import importlib.util, sys; "
+        f"spec = importlib.util.spec_from_file_location('pack', r'{ROOT / '__init__.py'}'); "
+        "pack = importlib.util.module_from_spec(spec); sys.modules['pack'] = pack; spec.loader.exec_module(pack); "
+        "assert not hasattr(pack, 'comfy_entrypoint') and not hasattr(pack, 'NODE_CLASS_MAPPINGS'); "
+        "assert 'comfy' not in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

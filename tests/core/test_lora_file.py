@@ -4,6 +4,9 @@ import contextlib
 import json
 import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import peft
 import pytest
@@ -21,6 +24,7 @@ from glance_core.lora_file import check_pair, read_adapter, with_alpha
 from glance_core.lora_names import possible_bases, unflatten
 from glance_core.lora_write import convert, write_adapter
 
+ROOT = Path(__file__).resolve().parents[2]
 MODULE = "transformer_blocks.0.attn.to_q"
 
 
@@ -165,6 +169,51 @@ def good(rank=4):
     return {f"{MODULE}.lora_A.weight": down, f"{MODULE}.lora_B.weight": up, f"{MODULE}.alpha": torch.tensor(8.0)}
 
 
+def test_an_alpha_of_any_number_type_is_read(tmp_path):
+    for alpha in (torch.tensor(8), torch.tensor([8.0], dtype=torch.float64), torch.tensor(8, dtype=torch.int8)):
+        assert read_adapter(save(tmp_path / "a.safetensors", edited(alpha=alpha))).factors[MODULE].scale == 2.0
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b""])
+def test_a_peft_configuration_that_cannot_be_read_is_refused_for_it_holds_the_alpha(content, tmp_path):
+    save(tmp_path / "adapter_model.safetensors", good())
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    with pytest.raises(AdapterError, match=r"adapter_config\.json"):
+        read_adapter(tmp_path / "adapter_model.safetensors")
+
+
+def test_convert_keeps_what_others_said_in_the_metadata(tmp_path):
+    source = read_adapter(save(tmp_path / "in.safetensors", good(), {"modelspec.author": "somebody", "ss_network_alpha": "3"}))
+    written = read_adapter(convert(source, tmp_path / "out.safetensors"))
+    assert written.metadata["modelspec.author"] == "somebody"
+    assert written.metadata["ss_network_alpha"] == "8"
+
+
+def test_a_written_file_can_be_read_by_whoever_the_umask_lets(tmp_path):
+    convert(read_adapter(save(tmp_path / "in.safetensors", good())), tmp_path / "out.safetensors")
+    (tmp_path / "any").touch()
+    assert (tmp_path / "out.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_a_disk_that_is_really_full_is_one_sentence(tmp_path):
+    save(tmp_path / "in.safetensors", {f"{m}.{k}": v for m in range(50) for k, v in good().items()})
+    code = (
+        "import resource, sys; from glance_core.__main__ import main; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); sys.exit(main(['convert', *sys.argv[1:]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "in.safetensors", tmp_path / "out.safetensors"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == ["in.safetensors"]
+
+
 def test_text_encoder_and_foreign_tensors_are_left_out_and_said(tmp_path):
     extra = {"lora_te_text_model.lora_down.weight": torch.ones(2, 2), "x.diff_b": torch.ones(2)}
     adapter = read_adapter(save(tmp_path / "a.safetensors", good() | extra))
@@ -201,7 +250,7 @@ BAD_TENSORS = {
     "ranks differ": (edited(up=torch.ones(5, 3)), r"\(5, 3\)"),
     "one dimension": (edited(up=torch.ones(5)), r"\(5,\)"),
     "empty factor": (edited(down=torch.ones(0, 6), up=torch.ones(5, 0)), r"\(0, 6\)"),
-    "integers": (edited(up=torch.ones((5, 4), dtype=torch.int8)), "int8"),
+    "integer factors": (edited(up=torch.ones((5, 4), dtype=torch.int8)), "int8"),
     "long alpha": (edited(alpha=torch.ones(2)), "alpha"),
     "alpha 0": (edited(alpha=torch.tensor(0.0)), "is 0"),
     "NaN alpha": (edited(alpha=torch.tensor(torch.nan)), "NaN"),
@@ -416,6 +465,8 @@ def test_a_swapped_pair_is_refused_and_the_way_out_said(tmp_path):
     [
         (Trained(base="flux"), Trained(base="qwen-image")),
         (Trained(ladder="flux"), Trained(ladder="qwen-image")),
+        (Trained(ladder="shift", shift=3.0), Trained(ladder="shift", shift=6.0)),
+        (Trained(fingerprint="a"), Trained(fingerprint="b")),
         (Trained(teacher_steps=50), Trained(teacher_steps=20)),
         (Trained(teacher_steps=50, steps="1|11"), Trained(teacher_steps=50, steps="1|12")),
     ],

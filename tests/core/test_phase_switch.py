@@ -220,6 +220,24 @@ def test_an_exception_in_a_forward_leaves_the_switch_removable():
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
+def test_targets_the_model_never_calls_are_named():
+    model = Model()
+    switch = installed([{"proj": [low_rank(1, 8, 24)], "conv": [low_rank(2, 4, 3)]}], model)
+    assert switch.never_called == ("proj", "conv")
+    model(torch.randn(3, 8))
+    assert switch.never_called == ("conv",)
+
+
+def test_nothing_of_the_weights_is_held_after_removal():
+    """A host moves the weights off the device between runs; tensors kept by the hooks would stay there."""
+    model = Model()
+    switch = installed(two_phases(), model)
+    tensor = weakref.ref(switch._installed[0].bound[0].down)
+    switch.remove()
+    gc.collect()
+    assert tensor() is None
+
+
 def test_an_absent_phase_leaves_its_target_bitwise_alone():
     model, x = Model(), torch.randn(3, 8)
     bare = model(x)

@@ -21,6 +21,8 @@ import comfyui  # noqa: E402
 
 
 def main() -> None:
+    if sys.version_info < (3, 11):
+        sys.exit(f"the pinned test tools need Python 3.11 or newer, this is {sys.version.split()[0]}; run make with PYTHON=python3.11")
     host = comfyui.find()
     wanted = [HERE / "requirements.txt", *([host / "requirements.txt"] if host else [])]
     stamp = VENV / "glance-tests-installed"

@@ -9,10 +9,15 @@ PACK = Path(__file__).resolve().parents[2]
 
 
 def find() -> Path | None:
-    """COMFYUI_PATH, else the ComfyUI this checkout lies in (custom_nodes/<pack>), else ~/ComfyUI."""
+    """COMFYUI_PATH (empty: none), else the ComfyUI this checkout lies in (custom_nodes/<pack>), else ~/ComfyUI."""
     stated = os.environ.get("COMFYUI_PATH")
-    places = [Path(stated)] if stated is not None else [PACK.parent.parent, Path.home() / "ComfyUI"]
-    return next((p.resolve() for p in places if (p / "main.py").is_file() and (p / "comfy" / "sd.py").is_file()), None)
+    places = [PACK.parent.parent, Path.home() / "ComfyUI"]
+    if stated is not None:  # empty: do without
+        places = [Path(stated)] if stated else []
+    found = next((p.resolve() for p in places if (p / "main.py").is_file() and (p / "comfy" / "sd.py").is_file()), None)
+    if stated and found is None:
+        sys.exit(f"COMFYUI_PATH is {stated!r}, where there is no ComfyUI; correct it, or set it empty to do without")
+    return found
 
 
 def boot(comfyui: Path) -> None:

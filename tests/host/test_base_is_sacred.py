@@ -1,5 +1,6 @@
 """The base model is bit-identical and unwrapped after whatever a run does, and every other clone of it is the bare model."""
 
+import copy
 import gc
 
 import adapters
@@ -128,6 +129,25 @@ def test_base_is_bit_exact_after_loading_under_a_forced_low_memory_budget(name, 
     monkeypatch.undo()
     comfy.model_management.unload_all_models()
     tiny.assert_bit_exact(model, before)
+
+
+def test_a_model_the_host_unloads_in_mid_run_keeps_its_pair(name, model, with_pair):
+    good = pack.phase_split(with_pair, name)
+
+    def unload(i, *_):
+        if i in (2, 7):
+            comfy.model_management.unload_all_models()
+
+    assert torch.equal(pack.host_sample(with_pair, name, pack.scheduler(with_pair, name), callback=unload), good)
+
+
+def test_a_block_replaced_between_two_runs_gets_its_branches(loras):
+    model = tiny.build("flux")
+    with_pair = pack.load_pair(model, *adapters.save_pair(model, loras))[0]
+    good = pack.phase_split(with_pair, "flux")
+    replaced = with_pair.clone()
+    replaced.add_object_patch("diffusion_model.double_blocks.0", copy.deepcopy(model.model.diffusion_model.double_blocks[0]))
+    assert torch.equal(pack.phase_split(replaced, "flux"), good)
 
 
 def test_a_clone_that_dies_in_mid_run_takes_nothing_off_the_model(name, model, with_pair):

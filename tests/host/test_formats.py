@@ -23,6 +23,7 @@ def diffusers_qwen():
     return QwenImageTransformer2DModel(num_layers=2, attention_head_dim=128, num_attention_heads=1, joint_attention_dim=48)
 
 
+LAYERS = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 FLUX_ALL = [
     "to_q",
     "to_k",
@@ -152,13 +153,24 @@ def test_a_converted_file_loads_whole_in_the_pack_and_in_comfyuis_own_loader(mad
     assert "not loaded" not in caplog.text
 
 
-def test_a_one_by_one_convolution_of_sd1_is_served(loras):
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_flattened_names_of_every_layer_get_their_dots_back(name):
+    from glance_core.lora_names import flatten, unflatten
+
+    layers = [n for n, module in tiny.build(name).model.diffusion_model.named_modules() if isinstance(module, LAYERS)]
+    assert [unflatten(flatten(layer)) for layer in layers] == layers
+
+
+def test_convolutions_of_sd1_are_served(loras):
     model = tiny.build("sd1")
     key = "diffusion_model.input_blocks.1.1.proj_in"
+    other = "diffusion_model.input_blocks.0.0"  # 3 x 3, its factors flat as ComfyUI's own trainer writes them
     for seed, phase in ((1, "slow"), (2, "fast")):
         generator = torch.Generator().manual_seed(seed)
         save_file({f"{key}.lora_down.weight": torch.randn((4, 32, 1, 1), generator=generator),
-                   f"{key}.lora_up.weight": torch.randn((32, 4, 1, 1), generator=generator)}, loras / f"{phase}.safetensors")  # fmt: skip
+                   f"{key}.lora_up.weight": torch.randn((32, 4, 1, 1), generator=generator),
+                   f"{other}.lora_down.weight": torch.randn((4, 36), generator=generator),
+                   f"{other}.lora_up.weight": torch.randn((32, 4), generator=generator) / 10}, loras / f"{phase}.safetensors")  # fmt: skip
     with_pair, _ = pack.load_pair(model, "slow.safetensors", "fast.safetensors")
     sigmas = pack.scheduler(model, "sd1")
     merged = [pack.merged(model, load_file(loras / f"{phase}.safetensors")) for phase in ("slow", "fast")]

@@ -107,7 +107,7 @@ LOW = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
 @pytest.mark.parametrize("stored", LOW)
-@pytest.mark.parametrize("name", ["flux", "qwen-image", "wan"])
+@pytest.mark.parametrize("name", tiny.MODELS)
 def test_low_precision_weights_get_the_pair_more_exactly_than_by_merging(name, stored, loras):
     """Weights stored low and computed in fp32: merging rounds them once more, the branch does not."""
     low = tiny.build(name, dtype=LOW[stored], manual_cast=torch.float32)
@@ -121,7 +121,7 @@ def test_low_precision_weights_get_the_pair_more_exactly_than_by_merging(name, s
     assert ours < 1e-5 < merging
 
 
-@pytest.mark.parametrize("name", ["flux", "qwen-image", "wan"])
+@pytest.mark.parametrize("name", tiny.MODELS)
 def test_computing_in_bfloat16_stays_within_the_merges_own_rounding(name, loras):
     low = tiny.build(name, dtype=torch.bfloat16)
     exact = tiny.build(name)
@@ -130,4 +130,4 @@ def test_computing_in_bfloat16_stays_within_the_merges_own_rounding(name, loras)
     sigmas = pack.scheduler(low, name)
     truth = pack.chained(pack.merged(exact, slow), pack.merged(exact, fast), name, sigmas, 5)
     merging = pack.relative(pack.chained(pack.merged(low, slow), pack.merged(low, fast), name, sigmas, 5), truth)
-    assert pack.relative(pack.phase_split(with_pair, name), truth) < 1.5 * merging
+    assert pack.relative(pack.phase_split(with_pair, name), truth) < 1.1 * merging  # two roundings of the same size

@@ -69,6 +69,9 @@ def build(name: str, dtype=torch.float32, manual_cast=None, seed: int = 0, **con
         else:
             random = 0.02 * random + (0 if parameter_name.endswith("bias") else 1)
         parameter.copy_(random.to(parameter.dtype))
+    for buffer_name, buffer in model.named_buffers():
+        if buffer_name.endswith("pos_embed"):  # SD3 leaves it as the memory was
+            buffer.copy_(0.02 * torch.randn(buffer.shape, generator=generator))
     device = comfy.model_management.get_torch_device()
     return comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
 
