@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from . import lora_names as names
 from .adapter_metadata import Trained, read_trained
 from .errors import AdapterError
+from .tensor_file import read_tensors
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Adapter:
 def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Read and check one LoRA file. Raises AdapterError, in one sentence, for anything that cannot be applied whole."""
     path = Path(path)
-    tensors, metadata = _read_tensors(path)
+    tensors, metadata = read_tensors(path)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     sources: dict[str, str] = {}
     styles: Counter[str] = Counter()
@@ -266,39 +265,6 @@ def _factor(path: Path, module: str, source: str, roles: Mapping[str, torch.Tens
             raise AdapterError(f"{path.name}: alpha of {module} is 0, which switches the module off; the file is damaged, get it again")
     alpha, scale = scales.of(module, down.shape[0], alpha)
     return Factor(down, up, alpha, scale, source)
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Every tensor and the metadata of a safetensors file, after the checks that give a clear sentence."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            start = file.read(8)
-    except (OSError, ValueError) as error:
-        raise AdapterError(
-            f"{path.name or path}: cannot be opened ({getattr(error, 'strerror', None) or error}); check the path"
-        ) from error
-    if size == 0:
-        raise AdapterError(f"{path.name}: the file is empty; download it again")
-    header = int.from_bytes(start, "little")
-    if size < 8 or header > size - 8:
-        raise AdapterError(f"{path.name}: {_what_else(start, header, size)}")
-    if header > _HEADER_LIMIT:
-        raise AdapterError(f"{path.name}: a header of {header} bytes is above the limit of {_HEADER_LIMIT}; this is no LoRA")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, OverflowError) as error:
-        raise AdapterError(f"{path.name}: not a valid safetensors file ({error}); download it again") from error
-
-
-def _what_else(start: bytes, header: int, size: int) -> str:
-    """What a file that cannot be safetensors is, and the way out. Its first bytes alone would not tell: they are a length there."""
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        return "this is a pickled checkpoint, which can run code; convert it to safetensors"
-    if start.lstrip()[:1] == b"<":
-        return "this is a web page, not a model; download the file itself"
-    return f"the header claims {header} bytes but the file has {size}; it is truncated or no safetensors file, download it again"
 
 
 def _example(tensors: Mapping[str, torch.Tensor]) -> str:

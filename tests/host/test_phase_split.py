@@ -103,6 +103,17 @@ def test_other_samplers_of_the_host_run_with_a_pair(sampler, loras):
     assert pack.relative(result, pack.phase_split(model, "flux", sampler=sampler)) > 1e-2
 
 
+def errors_of(low, name, loras) -> tuple[float, float]:
+    """How far the pair, and how far merging, lies from the truth: the same weights in fp32 with the LoRAs merged in fp32."""
+    exact = tiny.build(name)
+    exact.model.load_state_dict({key: value.float() for key, value in low.model.state_dict().items()})
+    with_pair, slow, fast = pair_of(low, loras)
+    sigmas = pack.scheduler(low, name)
+    truth = pack.chained(pack.merged(exact, slow), pack.merged(exact, fast), name, sigmas, 5)
+    merging = pack.chained(pack.merged(low, slow), pack.merged(low, fast), name, sigmas, 5)
+    return pack.relative(pack.phase_split(with_pair, name), truth), pack.relative(merging, truth)
+
+
 LOW = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
@@ -110,24 +121,11 @@ LOW = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_low_precision_weights_get_the_pair_more_exactly_than_by_merging(name, stored, loras):
     """Weights stored low and computed in fp32: merging rounds them once more, the branch does not."""
-    low = tiny.build(name, dtype=LOW[stored], manual_cast=torch.float32)
-    exact = tiny.build(name)
-    exact.model.load_state_dict({key: value.float() for key, value in low.model.state_dict().items()})
-    with_pair, slow, fast = pair_of(low, loras)
-    sigmas = pack.scheduler(low, name)
-    truth = pack.chained(pack.merged(exact, slow), pack.merged(exact, fast), name, sigmas, 5)
-    merging = pack.relative(pack.chained(pack.merged(low, slow), pack.merged(low, fast), name, sigmas, 5), truth)
-    ours = pack.relative(pack.phase_split(with_pair, name), truth)
+    ours, merging = errors_of(tiny.build(name, dtype=LOW[stored], manual_cast=torch.float32), name, loras)
     assert ours < 1e-5 < merging
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_computing_in_bfloat16_stays_within_the_merges_own_rounding(name, loras):
-    low = tiny.build(name, dtype=torch.bfloat16)
-    exact = tiny.build(name)
-    exact.model.load_state_dict({key: value.float() for key, value in low.model.state_dict().items()})
-    with_pair, slow, fast = pair_of(low, loras)
-    sigmas = pack.scheduler(low, name)
-    truth = pack.chained(pack.merged(exact, slow), pack.merged(exact, fast), name, sigmas, 5)
-    merging = pack.relative(pack.chained(pack.merged(low, slow), pack.merged(low, fast), name, sigmas, 5), truth)
-    assert pack.relative(pack.phase_split(with_pair, name), truth) < 1.1 * merging  # two roundings of the same size
+    ours, merging = errors_of(tiny.build(name, dtype=torch.bfloat16), name, loras)
+    assert ours < 1.1 * merging  # two roundings of the same size
