@@ -130,6 +130,11 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     if skipped:
         assumed.append(f"{len(skipped)} tensors left out that are no LoRA: {', '.join(skipped[:3])}{', ...' if len(skipped) > 3 else ''}")
     trained = read_trained(path.name, metadata)
+    if trained.base is None:
+        by_names = "/".join(sorted(names.possible_bases(factors)))
+        assumed.append(
+            f"architecture not stated in the file: {by_names} by its module names" if by_names else "architecture not stated in the file"
+        )
     if trained.phase is None:
         assumed.append("phase not stated in the file: taken as chosen")
     return Adapter(path, factors, tuple(sorted(styles)), metadata, trained, tuple(skipped), tuple(assumed))

@@ -88,7 +88,8 @@ def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trai
         lines.append(f"{phase}: {adapter.name}, strength {strength:g}")
         lines.append(f"  modules: {matched.modules} matched on {len(matched.updates)} layers, {len(matched.unmatched)} unmatched")
         lines.append(f"  rank {ranks}, scale {scales}, {', '.join(told['dtype'])}, written as {' + '.join(told['styles'])}")
-        lines.append(f"  base: {'/'.join(told['base']) or 'not stated'}")
+        if adapter.trained.base is not None:
+            lines.append(f"  base: {adapter.trained.base}")
         if adapter.trained.guidance is not None:
             lines.append(f"  trained at guidance {adapter.trained.guidance:g}")
         lines += [f"  unmatched: {name}" for name in matched.unmatched[:5]]
