@@ -226,7 +226,7 @@ def peak_of(method: str, dtype: str) -> float:
         return int(status.split("RssAnon:")[1].split()[0]) / 1e3
 
     with tempfile.TemporaryDirectory() as folder, in_comfyui(folder):
-        bench = Bench(dtype, Path(folder), slow=1, fast=1)  # the peak is the same with fewer steps
+        bench = Bench(dtype, Path(folder), slow=2, fast=2)  # the peak is the same with fewer steps
         for warm in (method, "base"):
             bench.run(warm)
             bench.prepared.clear()
