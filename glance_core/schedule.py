@@ -257,6 +257,11 @@ def threshold_between(last_slow: float, boundary: float) -> float:
     return boundary + min(boundary * 2**-8, (last_slow - boundary) / 2)
 
 
+def threshold_at(ladder: Sequence[float], step: int) -> float:
+    """The threshold of a phase that begins at this 0-based teacher step of the ladder; step is at least 1."""
+    return threshold_between(ladder[step - 1], ladder[step])
+
+
 def build_schedule(ladder: Sequence[float], split: Split, denoise: float = 1.0) -> PhaseSchedule:
     """Walk the teacher steps of `split` on `ladder` (its N + 1 sigmas).
 

@@ -20,7 +20,7 @@ from comfy.patcher_extension import PatcherInjection, WrappersMP
 from ..glance_core.adapter_metadata import Trained
 from ..glance_core.errors import GlanceError
 from ..glance_core.phase_switch import LowRank, PhaseSwitch, PhaseWeights, phase_index
-from ..glance_core.schedule import FAST, SLOW, TEACHER_STEPS, PhaseSchedule, default_boundary, threshold_between
+from ..glance_core.schedule import FAST, SLOW, TEACHER_STEPS, PhaseSchedule, default_boundary, threshold_at
 from . import host
 
 log = logging.getLogger("glance")
@@ -87,8 +87,7 @@ class GlancePair:
         else:
             shape = (kwargs.get("latent_shapes") or [noise.shape])[0]  # nested latents arrive packed into one row
             _, ladder = host.teacher_ladder(patcher, tuple(shape), "auto", self.trained)
-            step = self.boundary_step
-            run = _Run(patcher, threshold_between(ladder[step - 1], ladder[step]), True, Counter())
+            run = _Run(patcher, threshold_at(ladder, self.boundary_step), True, Counter())
         outer, self._run = self._run, run
         try:
             result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)

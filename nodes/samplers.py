@@ -183,20 +183,18 @@ def _reference_walk(
         raise ScheduleError(f"the reference walk needs sigmas of the {kind} ladder at this size; wire Glance Scheduler's")
     threshold = pair.threshold if pair is not None else None
     if threshold is None:  # a bare model: the paper's boundary
-        step = core.default_boundary(len(teacher) - 1)
-        threshold = core.threshold_between(teacher[step - 1], teacher[step])
+        threshold = core.threshold_at(teacher, core.default_boundary(len(teacher) - 1))
     slow = sum(sigma > threshold for sigma in told)
     if not 0 < slow < len(told):
         raise ScheduleError(
             f"the reference walk needs sigmas of both phases, got {slow} Slow of {len(told)}; wire Glance Scheduler's sigmas, denoise 1"
         )
     fast = core.teacher_ladder(kind, len(told) - slow, tokens=host.latent_tokens(tuple(x.shape)))
-    denoised: list[torch.Tensor] = []
 
     def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        denoised[:] = [model(x, x.new_full((x.shape[0],), sigma), **(extra_args or {}))]
+        denoised = model(x, x.new_full((x.shape[0],), sigma), **(extra_args or {}))
         if callback is not None:
-            callback({"x": x, "i": told.index(sigma), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised[0]})
-        return (x - denoised[0]) / sigma
+            callback({"x": x, "i": told.index(sigma), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        return (x - denoised) / sigma
 
     return walk(velocity, x, told, reference_ladders(teacher, fast, slow))
