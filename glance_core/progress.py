@@ -1,0 +1,47 @@
+"""A progress bar on the terminal: what, how far, how fast, how long still."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+
+class Progress:
+    """with Progress("sampling", 40) as bar: bar.step("loss 0.1"). Drawn on stderr; on a terminal in place, else a line every ten seconds."""
+
+    def __init__(self, what: str, total: int, done: int = 0, stream: TextIO | None = None) -> None:
+        self.what, self.total, self.done = what, total, done
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.started = self.drawn = time.monotonic()
+        self.first = done
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.stream.write("\n")
+            self.stream.flush()
+
+    def step(self, note: str = "", count: int = 1) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.drawn >= (0.2 if self.live else 10) or self.done >= self.total:
+            self.drawn = now
+            self._draw(now - self.started, note)
+
+    def _draw(self, seconds: float, note: str) -> None:
+        speed = (self.done - self.first) / max(seconds, 1e-9)
+        left = (self.total - self.done) / speed if speed else 0
+        filled = round(24 * self.done / max(self.total, 1))
+        line = f"{self.what:<16.16} [{'#' * filled:<24}] {self.done}/{self.total}  {speed:.1f}/s  {_clock(left)} left  {note}"
+        self.stream.write(f"\r{line[:139]:<140}" if self.live else line.rstrip() + "\n")
+        self.stream.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
