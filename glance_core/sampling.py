@@ -22,9 +22,12 @@ def euler(velocity: Velocity, x: torch.Tensor, sigmas: Sequence[float], callback
     return walk(velocity, x, sigmas[:-1], [sigmas], callback)
 
 
-def multistep(velocity: Velocity, x: torch.Tensor, sigmas: Sequence[float], callback: Callback | None = None) -> torch.Tensor:
+def multistep(
+    velocity: Velocity, x: torch.Tensor, sigmas: Sequence[float], callback: Callback | None = None, coefficient: float = 1.0
+) -> torch.Tensor:
     """Second order, one forward per step: Adams-Bashforth with uneven steps, the first step by Euler.
 
+    coefficient scales the correction by the last velocity: 1 is second order, 0 Euler; few steps under guidance do best in between.
     Source: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", section III.5.
     """
     previous: tuple[torch.Tensor, float] | None = None
@@ -32,7 +35,7 @@ def multistep(velocity: Velocity, x: torch.Tensor, sigmas: Sequence[float], call
         if callback is not None:
             callback(i, x, sigma)
         v, h = velocity(x, sigma), after - sigma
-        slope = v if previous is None else v + (v - previous[0]) * (h / (2 * previous[1]))
+        slope = v if previous is None else v + (v - previous[0]) * (coefficient * h / (2 * previous[1]))
         x = x + h * slope
         previous = v, h
     return x

@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from glance_core.errors import ScheduleError
 from glance_core.sampling import euler, multistep, reference_ladders, walk
-from glance_core.schedule import build_schedule, image_tokens, split_steps, teacher_ladder
+from glance_core.schedule import build_schedule, image_tokens, shifted_ladder, split_steps, teacher_ladder
 
 
 def exact_flow(x, sigma):
@@ -85,3 +85,16 @@ def test_a_walk_whose_told_sigmas_do_not_match_its_steps_is_refused():
         walk(exact_flow, torch.ones(1), (1.0, 0.5, 0.2), [(1.0, 0.5, 0.0)])
     with pytest.raises(ScheduleError, match="slow_steps = 9"):
         reference_ladders((1.0, 0.5, 0.0), (1.0, 0.0), 9)
+
+
+def test_the_multistep_coefficient_leads_from_euler_to_second_order():
+    sigmas = shifted_ladder(6, 2.0)
+    start = torch.linspace(-1, 1, 5, dtype=torch.float64)
+
+    def velocity(x, sigma):
+        return x * sigma + sigma**2
+
+    ends = [multistep(velocity, start, sigmas, coefficient=c) for c in (0.0, 0.5, 1.0)]
+    assert torch.equal(ends[0], euler(velocity, start, sigmas))
+    assert torch.equal(ends[2], multistep(velocity, start, sigmas))
+    assert ((ends[0] - ends[1]).abs() > 0).all() and ((ends[1] - ends[2]).abs() > 0).all()
