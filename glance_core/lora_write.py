@@ -79,7 +79,7 @@ def publish(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[s
         except FileExistsError:
             raise exists from None
         except OSError as error:  # file systems without hard links
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EMLINK):
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EMLINK, errno.EINVAL):
                 raise
             if path.exists():
                 raise exists from None

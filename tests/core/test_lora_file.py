@@ -1,6 +1,7 @@
 """Adapter files as peft and diffusers write them, in every other style in use, damaged in many ways, and rewritten."""
 
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from glance_core.adapter_metadata import Trained
 from glance_core.errors import AdapterError, GlanceError
-from glance_core.lora_file import check_pair, read_adapter, with_alpha
+from glance_core.lora_file import Factor, check_pair, read_adapter, with_alpha
 from glance_core.lora_names import possible_bases, unflatten
 from glance_core.lora_write import convert, write_adapter
 
@@ -427,6 +428,18 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["in.safetensors"]
     with pytest.raises(AdapterError, match="cannot be written"):
         convert(source, tmp_path / "no folder" / "out.safetensors")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EINVAL])  # EINVAL: what Windows says on exFAT
+def test_a_file_system_without_hard_links_is_written_to_all_the_same(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    down, up = factors()
+    path = write_adapter(tmp_path / "out.safetensors", {MODULE: Factor(down, up, 4.0, 1.0, MODULE)}, Trained())
+    assert torch.equal(read_adapter(path).factors[MODULE].down, down)
+    assert [item.name for item in tmp_path.iterdir()] == ["out.safetensors"]
 
 
 def test_a_name_taken_in_the_last_moment_is_not_overwritten(tmp_path, monkeypatch):
