@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -19,6 +20,8 @@ class Progress:
         self.first = done
 
     def __enter__(self) -> Progress:
+        if self.live:
+            self._draw(0.0, "")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -38,7 +41,8 @@ class Progress:
         left = (self.total - self.done) / speed if speed else 0
         filled = round(24 * self.done / max(self.total, 1))
         line = f"{self.what:<16.16} [{'#' * filled:<24}] {self.done}/{self.total}  {speed:.1f}/s  {_clock(left)} left  {note}"
-        self.stream.write(f"\r{line[:139]:<140}" if self.live else line.rstrip() + "\n")
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be drawn over
+        self.stream.write(f"\r{line[:width]:<{width}}" if self.live else line.rstrip() + "\n")
         self.stream.flush()
 
 
