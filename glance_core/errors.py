@@ -15,3 +15,7 @@ class AdapterError(GlanceError):
 
 class SwitchError(GlanceError):
     """Low-rank branches that do not fit the live modules they are meant for."""
+
+
+class PromptError(GlanceError):
+    """A prompt that the tiny model's language cannot say."""

@@ -1,0 +1,254 @@
+"""python -m glance_core.tiny.train --out DIR: train the tiny model and its words from nothing; run it again to go on.
+
+Flow matching (Lipman et al., arXiv 2210.02747) on rendered scenes, made fresh for every step. Hidden matrices are trained with Muon,
+the rest with AdamW; gradients are averaged over the workers, one thread each, which on two cores is a third faster than two threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
+
+from ..lora_write import publish
+from ..memory import keep_freed_memory
+from ..progress import Progress
+from .model import Flux, FluxConfig, initialise
+from .packing import pack
+from .words import ANY, SLOTS, TextTable
+from .world import render, sample_scenes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """batch: pictures per step, over all workers. drop: share of prompts left out whole (for guidance); thin: share of the others that
+    lose each word with even odds."""
+
+    steps: int = 11_000
+    batch: int = 48
+    workers: int = 2
+    seed: int = 0
+    muon_rate: float = 0.02
+    adam_rate: float = 1e-3
+    warmup: int = 100
+    decay: float = 0.4
+    ema: float = 0.998
+    drop: float = 0.1
+    thin: float = 0.1
+    depth: int = 2
+    depth_single: int = 6
+
+
+FILES = {"flux.": "glance_tiny_flux.safetensors", "text.": "glance_tiny_words.safetensors"}  # part of the model -> file
+
+
+class TinyModel(nn.Module):
+    """The transformer and the words, trained together."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.flux = Flux(FluxConfig(depth=settings.depth, depth_single=settings.depth_single))
+        self.text = TextTable()
+        generator = torch.Generator().manual_seed(settings.seed)
+        initialise(self.flux, generator)
+        for table, spread in ((self.text.word, 0.5), (self.text.slot, 0.5)):
+            nn.init.normal_(table.weight, std=spread, generator=generator)
+
+    def forward(self, x: Tensor, sigma: Tensor, slots: Tensor) -> Tensor:
+        out: Tensor = self.flux(x, sigma, *self.text(slots))
+        return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m glance_core.tiny.train", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, the log and the finished weights")
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--workers", type=int, default=Settings.workers, help="processes of one thread each (default 2)")
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--save-every", type=int, default=250, help="steps between checkpoints (default 250)")
+    parser.add_argument("--no-compile", action="store_true", help="do without torch.compile, which needs a C++ compiler: slower steps")
+    options = parser.parse_args(arguments)
+    settings = Settings(steps=options.steps, workers=options.workers, seed=options.seed)
+    if options.steps < 1 or options.save_every < 1 or not 0 <= options.seed < 2**31:
+        parser.error("--steps and --save-every must be at least 1, --seed at least 0 and below 2^31")
+    if options.workers < 1 or settings.batch % options.workers:
+        parser.error(f"--workers {options.workers} cannot share {settings.batch} pictures evenly; choose a divisor of it")
+    options.out.mkdir(parents=True, exist_ok=True)
+    _check(options.out, settings)
+    with tempfile.TemporaryDirectory() as meeting:
+        start_processes(_work, (settings, options, f"file://{meeting}/point"), settings.workers, start_method="spawn")  # type: ignore[no-untyped-call]
+    return 0
+
+
+def _check(out: Path, settings: Settings) -> None:
+    """End with one sentence where this folder holds another run, or one that is done."""
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and (written := torch.load(checkpoint, weights_only=True)["settings"]) != asdict(settings):
+        raise SystemExit(f"{checkpoint} was written with other settings ({written}); choose another --out or the same settings")
+    if (out / FILES["flux."]).exists():
+        raise SystemExit(f"{out / FILES['flux.']} is there already; choose another --out to train anew")
+
+
+def _work(rank: int, settings: Settings, options: argparse.Namespace, meeting: str) -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=settings.workers)
+    run = Run(settings, rank, options.out, compiled=not options.no_compile)
+    run.resume()
+    bar = Progress("training", settings.steps, run.step) if rank == 0 else contextlib.nullcontext()
+    with bar as progress:
+        while run.step < settings.steps:
+            loss = run.one_step()
+            if progress:
+                progress.step(f"loss {loss:.4f}")
+            if rank == 0 and (run.step % options.save_every == 0 or run.step == settings.steps):
+                run.save()
+    if rank == 0:
+        run.finish()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+class Run:
+    """One worker's life: the model, its optimizers, its average and how far it has come."""
+
+    def __init__(self, settings: Settings, rank: int, out: Path, compiled: bool) -> None:
+        self.settings, self.rank, self.out = settings, rank, out
+        self.model = TinyModel(settings)
+        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
+        named = dict(self.model.named_parameters())
+        hidden = [p for name, p in named.items() if "_blocks." in name and p.ndim == 2 and "mod" not in name]
+        chosen = set(map(id, hidden))
+        rest = [p for p in named.values() if id(p) not in chosen]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(hidden, lr=settings.muon_rate, momentum=0.95, weight_decay=0.01),
+            torch.optim.AdamW(rest, settings.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self.message = _one_buffer(list(named.values()))
+        self.forward = torch.compile(self.model) if compiled else self.model
+        self.step, self.seconds, self.loss = 0, 0.0, 1.0
+        self.since = time.monotonic()
+
+    def one_step(self) -> float:
+        """One step of all workers; the running loss."""
+        settings = self.settings
+        generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + self.step) * 64 + self.rank)
+        x, sigma, slots, target = batch_of(settings.batch // settings.workers, settings, generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = self.forward(x, sigma, slots)
+        loss = (out.float() - target).square().mean()
+        torch.autograd.backward(loss)
+        value = self._share(loss.detach())
+        rates = (settings.muon_rate, settings.adam_rate)
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * pace(self.step, settings)
+            optimizer.step()
+        self.message.zero_()
+        self.step += 1
+        if self.rank == 0 and self.step % 4 == 0:
+            keep = min(settings.ema, (1 + self.step / 4) / (10 + self.step / 4))
+            for name, new in self.model.state_dict().items():
+                self.average[name].lerp_(new, 1 - keep)
+        self.loss += min(1.0, max(0.01, 1 / self.step)) * (value - self.loss)
+        return self.loss
+
+    def _share(self, loss: Tensor) -> float:
+        """Average the gradients over the workers, in one message; the average loss."""
+        self.message[0] = loss
+        dist.all_reduce(self.message)
+        self.message /= self.settings.workers
+        return float(self.message[0])
+
+    def _state(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "average": self.average, "optimizers": [o.state_dict() for o in self.optimizers],
+                "step": self.step, "loss": self.loss, "seconds": self.seconds, "settings": asdict(self.settings)}  # fmt: skip
+
+    def save(self) -> None:
+        """A checkpoint under its final name only when whole, and a line in the log."""
+        self.seconds += time.monotonic() - self.since
+        self.since = time.monotonic()
+        temporary = self.out / "checkpoint.part"
+        with open(temporary, "wb") as file:
+            torch.save(self._state(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.out / "checkpoint.pt")
+        with open(self.out / "log.jsonl", "a", encoding="utf-8") as log:
+            log.write(json.dumps({"step": self.step, "loss": round(self.loss, 5), "seconds": round(self.seconds)}) + "\n")
+
+    def resume(self) -> None:
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average, self.step, self.loss, self.seconds = state["average"], state["step"], state["loss"], state["seconds"]
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+
+    def finish(self) -> None:
+        """Write the averaged weights in half precision, the transformer and the words apart."""
+        notes = {"glance_tiny": json.dumps({**asdict(self.settings), "seconds": round(self.seconds), "loss": round(self.loss, 5)})}
+        for part, file in reversed(FILES.items()):  # the transformer last: its file says that the run is done
+            weights = {name.removeprefix(part): value.half() for name, value in self.average.items() if name.startswith(part)}
+            if not (self.out / file).exists():  # of a run that was killed between the two
+                publish(self.out / file, weights, notes)
+
+
+def _one_buffer(parameters: list[nn.Parameter]) -> Tensor:
+    """One tensor that holds a loss and then every gradient, as views, so that workers share them without a copy."""
+    message = torch.zeros(1 + sum(p.numel() for p in parameters))
+    _, *parts = torch.split(message, [1, *(p.numel() for p in parameters)])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+    return message
+
+
+def pace(step: int, settings: Settings) -> float:
+    """The learning rate's factor: a short warm-up, then flat, then linearly to zero."""
+    return min(1.0, (step + 1) / settings.warmup, (1 - step / settings.steps) / settings.decay)
+
+
+def batch_of(count: int, settings: Settings, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noisy latents, their sigmas, prompts and target velocities."""
+    scenes = sample_scenes(count, generator)
+    data = pack(render(scenes, generator))
+    noise = torch.randn(data.shape, generator=generator)
+    sigma = _sigmas(count, generator)
+    mixed = sigma[:, None, None, None]
+    return (1 - mixed) * data + mixed * noise, sigma, _thinned(scenes.slots(), settings, generator), noise - data
+
+
+def _sigmas(count: int, generator: torch.Generator) -> Tensor:
+    """Logit-normal, shifted by 2 towards noise (Esser et al., arXiv 2403.03206), a fifth uniform so that both ends are seen."""
+    uniform = torch.rand(count, generator=generator)
+    logistic = torch.sigmoid(1.2 * torch.randn(count, generator=generator) + math.log(2))
+    return torch.where(torch.rand(count, generator=generator) < 0.2, uniform, logistic)
+
+
+def _thinned(slots: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
+    """Prompts that say less: some nothing at all, some only part."""
+    count = len(slots)
+    fate = torch.rand((count, 1), generator=generator)
+    lost = torch.rand((count, len(SLOTS)), generator=generator) < 0.5
+    lost = torch.where(fate < settings.drop, True, lost & (fate < settings.drop + settings.thin))
+    return torch.where(lost, ANY, slots)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
