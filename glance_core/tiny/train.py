@@ -38,7 +38,7 @@ class Settings:
     """batch: pictures per step, over all workers. drop: share of prompts left out whole (for guidance); thin: share of the others that
     lose each word with even odds."""
 
-    steps: int = 11_000
+    steps: int = 13_500
     batch: int = 48
     workers: int = 2
     seed: int = 0
@@ -46,7 +46,7 @@ class Settings:
     adam_rate: float = 1e-3
     warmup: int = 100
     decay: float = 0.4
-    ema: float = 0.998
+    ema: float = 0.995
     drop: float = 0.1
     thin: float = 0.1
     depth: int = 2
@@ -95,12 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(out: Path, settings: Settings) -> None:
-    """End with one sentence where this folder holds another run, or one that is done."""
+    """End with one sentence where this folder holds another run, or one that is done. More steps than before are no other run: the
+    rate rises to where it stands in the longer run, and falls to zero again."""
     checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists() and (written := torch.load(checkpoint, weights_only=True)["settings"]) != asdict(settings):
-        raise SystemExit(f"{checkpoint} was written with other settings ({written}); choose another --out or the same settings")
+    if checkpoint.exists():
+        written = torch.load(checkpoint, weights_only=True)["settings"]
+        if {**written, "steps": 0} != {**asdict(settings), "steps": 0} or written["steps"] > settings.steps:
+            raise SystemExit(f"{checkpoint} was written with other settings ({written}); choose another --out or the same settings")
     if (out / FILES["flux."]).exists():
-        raise SystemExit(f"{out / FILES['flux.']} is there already; choose another --out to train anew")
+        raise SystemExit(f"{out / FILES['flux.']} is there already; choose another --out to train anew, or move it away to train longer")
 
 
 def _work(rank: int, settings: Settings, options: argparse.Namespace, meeting: str) -> None:

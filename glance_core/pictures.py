@@ -1,0 +1,83 @@
+"""Pictures as files, by Pillow: grids of tiles, with or without labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import GlanceError
+
+if TYPE_CHECKING:
+    from PIL import Image as PillowImage
+    from PIL import ImageFont
+
+_MARGIN, _INK, _PAPER = 14, (34, 34, 40), (250, 249, 246)
+
+
+def save_grid(images: Tensor, path: Path) -> None:
+    """Images (n, 3, H, W) in [-1, 1] as one PNG, as square a grid as n allows, row by row, without gaps."""
+    columns = math.ceil(math.sqrt(len(images)))
+    if len(images) % columns:
+        raise GlanceError(f"{len(images)} pictures fill no square grid; give a square number")
+    rows = torch.cat(list(torch.unflatten(images, 0, (-1, columns)).permute(1, 0, 2, 3, 4)), 3)  # (rows, 3, H, columns W)
+    _pillow(torch.cat(list(rows), 1)).save(path, optimize=True)
+
+
+def load_grid(path: Path, tile: int) -> Tensor:
+    """What `save_grid` wrote: (n, 3, tile, tile) in [-1, 1]. Raises GlanceError for a picture of another size."""
+    import numpy
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pixels = torch.from_numpy(numpy.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
+    if pixels.shape[1] % tile or pixels.shape[2] % tile:
+        raise GlanceError(f"{path.name} is {pixels.shape[2]}x{pixels.shape[1]}, no grid of {tile}x{tile} tiles")
+    return pixels.unfold(1, tile, tile).unfold(2, tile, tile).permute(1, 2, 0, 3, 4).reshape(-1, 3, tile, tile)
+
+
+def save_comparison(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], path: Path, scale: int = 3) -> None:
+    """One labelled row of pictures per method, one column per prompt: rows of (label, images (n, 3, H, W) in [-1, 1])."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    tile = rows[0][1].shape[-1] * scale
+    label_font, caption_font = ImageFont.load_default(15), ImageFont.load_default(11)
+    left = 190
+    wrapped = [_wrapped(caption, tile, caption_font) for caption in captions]
+    top = max(map(len, wrapped)) * 14 + _MARGIN
+    width = left + len(captions) * (tile + 6) + _MARGIN
+    sheet = Image.new("RGB", (width, top + len(rows) * (tile + 6) + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, lines in enumerate(wrapped):
+        for i, line in enumerate(lines):
+            draw.text((left + column * (tile + 6), top - 8 - 14 * (len(lines) - i)), line, _INK, caption_font)
+    for row, (label, images) in enumerate(rows):
+        y = top + row * (tile + 6)
+        lines = label.split("\n")
+        for i, line in enumerate(lines):
+            draw.text((_MARGIN, y + tile / 2 - 10 * len(lines) + 20 * i), line, _INK, label_font)
+        for column, image in enumerate(images):
+            sheet.paste(_pillow(image).resize((tile, tile), Image.Resampling.NEAREST), (left + column * (tile + 6), y))
+    sheet.save(path, optimize=True)
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _pillow(image: Tensor) -> PillowImage.Image:
+    from PIL import Image
+
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+    return Image.fromarray(pixels.contiguous().numpy())

@@ -1,0 +1,83 @@
+"""Judge pictures of the tiny model against the teacher's of the same prompts and noise: one row of a comparison table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..metrics import Measure, frechet_measure, paired, psnr
+from .evaluator import Evaluator, judge, read
+from .world import Scenes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: steps, forwards (model evaluations per picture) and seconds (per run of all pictures); the rest are measures.
+
+    psnr (dB) and fd are to the teacher; gain is the psnr paired to the control's. all_right, objects, position, background are shares.
+    """
+
+    method: str
+    steps: int
+    forwards: int
+    seconds: float | None
+    psnr: Measure | None
+    all_right: Measure
+    objects: Measure
+    position: Measure
+    background: Measure
+    fd: Measure | None
+    gain: Measure | None = None
+
+    def describe(self) -> dict[str, object]:
+        """Plain numbers; each measure as [value, standard error]."""
+        return {name: [value.value, value.error] if isinstance(value, Measure) else value for name, value in vars(self).items()}
+
+
+class Judge:
+    """Holds the teacher's pictures and what the evaluator sees in them."""
+
+    def __init__(self, evaluator: Evaluator, scenes: Scenes, teacher: Tensor) -> None:
+        self.evaluator, self.scenes, self.teacher = evaluator, scenes, teacher
+        self.reading = read(evaluator, teacher)
+
+    def row(self, method: str, pictures: Tensor, steps: int, forwards: int, seconds: float, control: Tensor | None = None) -> Row:
+        """control: pictures of the method that `gain` is paired to."""
+        reading = read(self.evaluator, pictures)
+        right = {name: Measure.of(column) for name, column in judge(reading, self.scenes).items()}
+        near = psnr(pictures, self.teacher)
+        return Row(
+            method, steps, forwards, seconds, Measure.of(near), right["all"], right["objects"], right["position"], right["background"],
+            frechet_measure(reading.features, self.reading.features), paired(near, psnr(control, self.teacher)) if control is not None else None,
+        )  # fmt: skip
+
+    def teacher_row(self, steps: int, forwards: int, seconds: float | None = None) -> Row:
+        right = {name: Measure.of(column) for name, column in judge(self.reading, self.scenes).items()}
+        return Row("teacher", steps, forwards, seconds, None, right["all"], right["objects"], right["position"], right["background"], None)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table that also reads well on a terminal."""
+    head = ["method", "steps", "forwards", "seconds", "PSNR, dB", "gain, dB", "all right", "background", "FD"]
+    body = [
+        [row.method, str(row.steps), str(row.forwards), _plain(row.seconds), _shown(row.psnr, 2), _shown(row.gain, 2, "+"),
+         _shown(row.all_right, 3), _shown(row.background, 3), _shown(row.fd, 3)] for row in rows
+    ]  # fmt: skip
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in [head, *body]]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def as_json(rows: Sequence[Row], **more: object) -> str:
+    return json.dumps({**more, "rows": [row.describe() for row in rows]})
+
+
+def _shown(measure: Measure | None, digits: int, sign: str = "") -> str:
+    return "-" if measure is None else f"{measure.value:{sign}.{digits}f} ± {measure.error:.{digits}f}"
+
+
+def _plain(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.1f}"

@@ -1,0 +1,81 @@
+"""Ways to paint in few steps, each with its number of forwards: walks of the bare base, the searched control, and the pair."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import GlanceError
+from ..lora_file import Factor
+from ..sampling import euler, multistep
+from ..schedule import Split, build_schedule, parse_steps, split_steps
+from . import FOLDER, GUIDANCE, MODEL_FILE, teacher_sigmas
+from .painting import Painter, Prompts, Ticked, carrying
+
+CONTROL_FILE = FOLDER / "control.json"
+# The ladder and guidance of the searched control (control.json) without its second-order term: the pair starts where the base is best.
+GLANCE, GLANCE_GUIDANCE = Split((0, 8), (20, 30, 40)), 2.5
+WALKS = {  # steps -> ladders; phase-aware: more of the steps early, as the paper has it
+    10: {"uniform": Split((0, 5), tuple(range(10, 50, 5))), "phase-aware": split_steps(5, 5)},
+    5: {"uniform": Split((0, 10), (20, 30, 40)), "phase-aware": Split((0, 5), (10, 24, 37))},
+    4: {"uniform": Split((0,), (12, 25, 38)), "phase-aware": Split((0, 6), (14, 30))},
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A walk: its teacher steps, guidance (1: none), share of the second-order correction, and whether the pair is on the model."""
+
+    name: str
+    split: Split
+    guidance: float = GUIDANCE
+    coefficient: float = 0.0
+    with_pair: bool = False
+
+    @property
+    def steps(self) -> int:
+        return len(self.split.steps)
+
+    @property
+    def forwards(self) -> int:
+        """Model evaluations per picture; guidance takes two per step."""
+        return self.steps * (1 if self.guidance == 1 else 2)
+
+    def paint(
+        self, painter: Painter, prompts: Prompts, pair: Mapping[str, Mapping[str, Factor]] | None = None, tick: Ticked | None = None
+    ) -> Tensor:
+        """Pictures (n, 3, 32, 32). tick(forwards) as it goes. Raises GlanceError if the pair is needed and not there."""
+        if self.with_pair and pair is None:
+            raise GlanceError(f"{self.name} needs a pair")
+        walked = build_schedule(teacher_sigmas(), self.split)
+        per_step = self.forwards // self.steps
+
+        def step(count: int) -> None:
+            if tick:
+                tick(per_step * count)
+
+        solver = partial(multistep, coefficient=self.coefficient) if self.coefficient else euler
+        with carrying(painter.model, pair, walked) if self.with_pair and pair else nullcontext() as callback:
+            return painter.paint(prompts, walked.sigmas, self.guidance, solver, callback, step)
+
+
+def searched_control(path: Path = CONTROL_FILE) -> Method:
+    """The bare base's best at 10 forwards that `python -m benchmarks.quality --search` found, on prompts no table is measured on.
+
+    Raises GlanceError if it was searched for other weights than those at hand.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["model_sha256"] != model_hash():
+        raise GlanceError(f"{path.name} was searched for another {MODEL_FILE.name}; search again: python -m benchmarks.quality --search")
+    return Method("searched control", parse_steps(found["steps"]), found["guidance"], found["coefficient"])
+
+
+def model_hash() -> str:
+    return hashlib.sha256(MODEL_FILE.read_bytes()).hexdigest()
