@@ -1,6 +1,7 @@
 PYTHON ?= python3
+SECONDS_OF_TRAINING ?= 60
 
-.PHONY: test env lint bench
+.PHONY: test env lint demo bench
 
 test: env lint
 	.venv/bin/python -m pytest
@@ -13,5 +14,9 @@ lint: env
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+demo: env
+	.venv/bin/python -m glance_core demo --seconds $(SECONDS_OF_TRAINING)
+
 bench: env
 	.venv/bin/python -m benchmarks.sampling
+	.venv/bin/python -m benchmarks.quality

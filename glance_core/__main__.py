@@ -1,8 +1,10 @@
-"""python -m glance_core ladder | inspect | convert"""
+"""python -m glance_core demo | ladder | inspect | convert"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ from .errors import AdapterError, GlanceError, ScheduleError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no ± shows a question mark
     try:
         options.run(options)
     except GlanceError as error:
@@ -24,8 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m glance_core", description="Ladders and adapter files of Glance, without ComfyUI.")
+    parser = argparse.ArgumentParser(prog="python -m glance_core", description="Glance without ComfyUI: a demo, ladders, adapter files.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train a pair for the embedded model and paint with it, beside its rivals")
+    demo.add_argument("--seconds", type=float, default=60, help="how long to train, on two cores (default 60)")
+    demo.add_argument("--out", type=Path, default=Path("glance_demo"), help="folder for the picture and the pair (default glance_demo)")
+    demo.add_argument("--seed", type=int, default=0, help="two runs with one seed give the same numbers (default 0)")
+    demo.add_argument("--json", action="store_true", help="print JSON")
+    demo.set_defaults(run=_demo)
 
     ladder = commands.add_parser("ladder", help="print the sigmas that a Glance pair walks")
     ladder.add_argument("--model", required=True, choices=[k for k in schedule.LADDERS if k != "model"], help="the teacher's ladder")
@@ -53,6 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--alpha", type=float, help="the alpha it was trained with; replaces what the file says")
     convert.set_defaults(run=_convert)
     return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    for package in ("peft", "numpy", "PIL"):
+        if importlib.util.find_spec(package) is None:
+            raise GlanceError(f"the demo needs {package.replace('PIL', 'pillow')}; install it with: pip install peft numpy pillow")
+    from .demo import demo
+
+    print(demo(options.seconds, options.out, options.seed, as_text=not options.json))
 
 
 def _ladder(options: argparse.Namespace) -> None:

@@ -1,0 +1,57 @@
+"""python -m glance_core demo, as a user calls it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from glance_core.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def _demo(out, *more):
+    command = [sys.executable, "-m", "glance_core", "demo", "--seconds", "2", "--out", str(out), "--json", *more]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
+    return json.loads(done.stdout), done.stderr
+
+
+def test_the_demo_paints_and_tells_and_one_seed_gives_the_same_numbers(tmp_path):
+    first, shown = _demo(tmp_path)
+    assert [row["method"] for row in first["rows"]] == ["teacher", "base, uniform", "base, Glance's steps", "searched control", "Glance"]
+    assert [row["forwards"] for row in first["rows"]] == [100, 10, 10, 10, 10]
+    assert all("painting" in shown and what in shown for what in ("teacher", "training"))  # progress on everything that takes long
+    with Image.open(first["picture"]) as picture:
+        assert picture.width > 800 and picture.height > 400
+    again, _ = _demo(tmp_path)
+    assert again["picture"] != first["picture"] and again["pair"] != first["pair"]  # nothing is overwritten
+    for one, two in zip(first["rows"], again["rows"], strict=True):
+        assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in two.items() if k != "seconds"}
+
+
+def test_a_demo_without_time_to_train_is_refused(tmp_path, capsys):
+    assert main(["demo", "--seconds", "0", "--out", str(tmp_path)]) == 2
+    assert "--seconds is 0; give 2 to 36000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", "18446744073709551615"])
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path, capsys, seed):
+    assert main(["demo", f"--seed={seed}", "--out", str(tmp_path)]) == 2
+    assert f"--seed is {seed}; give 0 to 2147483647" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_into_is_refused_before_anything_is_trained(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["demo", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be written into" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["peft", "PIL"])
+def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch, package):
+    real = sys.modules["importlib.util"].find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == package else real(name, *rest))
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert f"the demo needs {package.replace('PIL', 'pillow')}" in capsys.readouterr().err
