@@ -15,8 +15,10 @@ if ComfyExtension is not None:
         async def get_node_list(self):
             from .nodes.loader import LoadGlanceLoRA
             from .nodes.samplers import GlanceReferenceSampler, GlanceScheduler, PhaseSplitSampler
+            from .nodes.tiny import GlanceTinyText, GlanceTinyVAE, offer_files
 
-            return [LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, GlanceReferenceSampler]
+            offer_files()
+            return [LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, GlanceReferenceSampler, GlanceTinyText, GlanceTinyVAE]
 
     async def comfy_entrypoint():
         return GlanceExtension()

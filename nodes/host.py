@@ -16,11 +16,12 @@ import comfy.utils
 import latent_preview
 import torch
 
-from ..glance_core import lora_names, schedule
+from ..glance_core import lora_names, schedule, tiny
 from ..glance_core.adapter_metadata import Trained
 from ..glance_core.errors import AdapterError, ScheduleError
 from ..glance_core.lora_file import Adapter, Factor
 from ..glance_core.phase_switch import LowRank, check_update, find_module
+from ..glance_core.tiny.model import HEAD
 
 SCHEDULES = ["auto", "qwen-image", "flux", "model"]
 
@@ -37,12 +38,29 @@ def architecture(patcher: Any) -> str:
     """The model's architecture by the name adapters use, else its class's own name in lower case."""
     model_class = type(patcher.model)
     config = type(getattr(patcher.model, "model_config", None)).__name__
+    if config == "FluxSchnell" and _is_embedded(patcher.model.model_config.unet_config):
+        return tiny.BASE
     if config in _CONFIGURATIONS:
         return _CONFIGURATIONS[config]
     for parent in model_class.__mro__:
         if parent.__name__ in _ARCHITECTURES:
             return _ARCHITECTURES[parent.__name__]
     return model_class.__name__.lower()
+
+
+def _is_embedded(unet_config: Mapping[str, Any]) -> bool:
+    """By sizes that no other FLUX has: the pack's own model."""
+    return (unet_config.get("hidden_size"), unet_config.get("context_in_dim"), unet_config.get("vec_in_dim")) == (
+        HEAD, tiny.TEXT_WIDTH, tiny.TEXT_WIDTH,
+    )  # fmt: skip
+
+
+def ladder_of(patcher: Any) -> str:
+    """The kind of ladder this model's teacher walks, by its class: its own where that is known, else the model's sigmas."""
+    here = architecture(patcher)
+    if here == tiny.BASE:
+        return tiny.LADDER
+    return here if here in schedule.DYNAMIC_SHIFTS else "model"
 
 
 @dataclass(frozen=True)
@@ -157,8 +175,7 @@ def teacher_ladder(patcher: Any, latent_shape: tuple[int, ...], kind: str, train
     chosen that the pair was not trained on.
     """
     if kind == "auto":
-        here = architecture(patcher)
-        kind = trained.ladder or (here if here in schedule.DYNAMIC_SHIFTS else "model")
+        kind = trained.ladder or ladder_of(patcher)
     elif trained.ladder not in (None, kind):
         raise ScheduleError(f"schedule is {kind} but the pair was trained on the {trained.ladder} ladder; choose auto")
     if kind != "model":

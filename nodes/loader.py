@@ -9,6 +9,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ..glance_core import tiny
 from ..glance_core.adapter_metadata import Trained
 from ..glance_core.lora_file import Adapter, check_pair, read_adapter
 from . import host, pair
@@ -35,7 +36,7 @@ class LoadGlanceLoRA(io.ComfyNode):
                 io.Float.Input("fast_strength", **strength, tooltip="1 is as trained; 0 leaves the base alone in this phase."),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
+                io.Model.Output(display_name="model", tooltip="The model with the pair; the one handed in stays bare."),
                 io.String.Output(display_name="report", tooltip="Modules matched and not, scale, assumptions, schedule found."),
             ],
         )
@@ -67,8 +68,9 @@ class LoadGlanceLoRA(io.ComfyNode):
 
 
 def _lora_input(phase: str, loras: list[str], tooltip: str) -> Any:
-    """The choice of an adapter; a new node starts with the first file that is named for the phase."""
-    named = next((name for name in loras if phase in name.lower()), None)
+    """The choice of an adapter; a new node starts with the first file that is named for the phase, the user's own first."""
+    own = set(os.listdir(tiny.LORA_FOLDER))
+    named = next((name for name in sorted(loras, key=own.__contains__) if phase in name.lower()), None)
     return io.Combo.Input(f"{phase}_lora", options=loras, default=named, tooltip=tooltip)
 
 
@@ -102,7 +104,6 @@ def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trai
             f"schedule: {trained.ladder or 'ladder not stated'}, teacher steps {trained.steps or 'not stated'} of {trained.teacher_steps or 50}, from the file"
         )
     else:
-        kind = host.architecture(model)
-        ladder = kind if kind in host.SCHEDULES else "model"
+        ladder = host.ladder_of(model)
         lines.append(f"schedule: none in the files; {ladder} assumed, switching at teacher step 11 of 50 as in the paper")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..glance_core import schedule as core
+from ..glance_core import tiny
 from ..glance_core.errors import GlanceError, ScheduleError
 from ..glance_core.sampling import reference_ladders, walk
 from . import host
@@ -23,8 +24,20 @@ def _schedule_inputs() -> list[Any]:
         io.Combo.Input(
             "schedule", options=host.SCHEDULES, tooltip="The teacher's ladder. auto: what the pair was trained on, else by the model."
         ),
-        io.Int.Input("slow_steps", default=5, min=1, max=_MANY, tooltip="Steps in the Slow phase (the paper: 5, or 3)."),
-        io.Int.Input("fast_steps", default=5, min=1, max=_MANY, tooltip="Steps in the Fast phase (the paper: 5)."),
+        io.Int.Input(
+            "slow_steps",
+            default=5,
+            min=1,
+            max=_MANY,
+            tooltip="Steps in the Slow phase (the paper: 5, or 3). Not used where teacher_steps is filled.",
+        ),
+        io.Int.Input(
+            "fast_steps",
+            default=5,
+            min=1,
+            max=_MANY,
+            tooltip="Steps in the Fast phase (the paper: 5). Not used where teacher_steps is filled.",
+        ),
     ]
 
 
@@ -58,13 +71,16 @@ def _walked(
 ) -> core.PhaseSchedule:
     trained = trained_of(model)
     split = host.split(trained, slow_steps, fast_steps, teacher_steps or "")
-    kind, ladder = host.teacher_ladder(model, host.latent_shape(model, latent), schedule, trained)
+    shape = host.latent_shape(model, latent)
+    kind, ladder = host.teacher_ladder(model, shape, schedule, trained)
+    if host.architecture(model) == tiny.BASE and shape[-2:] != tiny.LATENT[-2:]:
+        log.warning("Glance: the embedded model paints pictures of 128x128; at %dx%d it paints rubbish", 8 * shape[-1], 8 * shape[-2])
     if trained.split and not teacher_steps and split != trained.split:
         log.warning("Glance: the pair was trained on teacher steps %s, this run walks %s", trained.split, split)
     if trained.split and (split.slow[-1] >= trained.split.fast[0] or split.fast[0] <= trained.split.slow[-1]):
         log.warning("Glance: teacher steps %s put steps into the other phase than the pair was trained for (%s)", split, trained.split)
     walked = core.build_schedule(ladder, split, denoise)
-    log.info("Glance: %s ladder, teacher steps %s, %d forwards", kind, split, walked.steps)
+    log.info("Glance: %s ladder, teacher steps %s, %d steps", kind, split, walked.steps)
     return walked
 
 
@@ -83,7 +99,7 @@ class GlanceScheduler(io.ComfyNode):
                 _teacher_steps_input(),
                 _denoise_input(),
             ],
-            outputs=[io.Sigmas.Output(display_name="sigmas")],
+            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustom; they carry the boundary.")],
         )
 
     @classmethod
@@ -120,7 +136,7 @@ class PhaseSplitSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Qwen-Image: 4, FLUX: 1. Above 1 each step costs two forwards.",
+                    tooltip="As the pair was trained: Qwen-Image 4, FLUX.1-dev 1, the embedded model 4. Above 1 each step costs two forwards.",
                 ),
                 io.Combo.Input(
                     "sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="euler is what pairs are trained for."
@@ -129,7 +145,7 @@ class PhaseSplitSampler(io.ComfyNode):
                 _denoise_input(),
                 _teacher_steps_input(),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
         )
 
     @classmethod
@@ -158,7 +174,7 @@ class GlanceReferenceSampler(io.ComfyNode):
                 io.Combo.Input("schedule", options=["auto", *core.DYNAMIC_SHIFTS], optional=True, advanced=True,
                                tooltip="The ladders moved along. auto: by the pair or the model."),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler")],
+            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom.")],
         )  # fmt: skip
 
     @classmethod

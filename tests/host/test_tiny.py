@@ -1,0 +1,184 @@
+"""The embedded model in the real host: the same file, the same numbers, the same pictures as in the core."""
+
+import asyncio
+import json
+
+import comfy.model_management
+import comfyui
+import folder_paths
+import pytest
+import torch
+from pack import node
+from real_server import Server, folder
+from test_workflows import _widgets
+from tiny import build
+
+import nodes as host_nodes
+from glance_core import tiny
+from glance_core.lora_file import read_adapter
+from glance_core.sampling import euler
+from glance_core.schedule import FAST, SLOW, build_schedule, split_steps
+from glance_core.tiny import packing
+from glance_core.tiny.methods import GLANCE
+from glance_core.tiny.painting import Painter, carrying
+from glance_core.tiny.words import WORDS, parse
+
+FILE = "glance_tiny_flux.safetensors"
+PAIR = ("glance_tiny_slow.safetensors", "glance_tiny_fast.safetensors")
+PROMPT = "a large green star left and a small purple ring on striped pink"
+
+
+@pytest.fixture(scope="module")
+def host_model(node_classes):
+    with torch.inference_mode():
+        return host_nodes.UNETLoader().load_unet(FILE, "default")[0]
+
+
+@pytest.fixture(scope="module")
+def core():
+    return Painter()
+
+
+def text(prompt):
+    return node("GlanceTinyText").execute(prompt).args[0]
+
+
+def vae():
+    return node("GlanceTinyVAE").execute().args[0]
+
+
+def test_the_stock_loaders_list_the_embedded_files(node_classes):
+    assert FILE in folder_paths.get_filename_list("diffusion_models")
+    assert set(PAIR) <= set(folder_paths.get_filename_list("loras"))
+
+
+def test_the_hosts_flux_class_and_the_cores_agree_on_the_shipped_file(host_model, core):
+    comfy.model_management.load_models_gpu([host_model], force_full_load=True)
+    diffusion = host_model.model.diffusion_model
+    assert type(diffusion).__module__ == "comfy.ldm.flux.model"
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        height, width = 2 * torch.randint(2, 12, (2,), generator=generator)
+        x, sigma = torch.randn((3, 16, height, width), generator=generator), torch.rand(3, generator=generator)
+        tokens, pooled = core.words(torch.randint(len(WORDS), (3, 9), generator=generator))
+        expected = diffusion(x, sigma, context=tokens, y=pooled, guidance=None)
+        assert expected.dtype == torch.float32
+        assert (core.model(x, sigma, tokens, pooled) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+@pytest.mark.parametrize("with_pair", [False, True])
+def test_ten_steps_in_the_host_equal_the_cores_sampler(host_model, core, cfg, with_pair):
+    split = split_steps(5, 5)
+    model = node("LoadGlanceLoRA").execute(host_model, *PAIR, 1.0, 1.0).args[0] if with_pair else host_model
+    latent = {"samples": torch.zeros(2, *tiny.LATENT)}
+    sampled = node("PhaseSplitSampler").execute(
+        model, text(PROMPT), text(""), latent, 7, cfg, "euler", "flux", 5, 5, 1.0, str(split)
+    ).args[0]["samples"]  # fmt: skip
+    walked = build_schedule(tiny.teacher_sigmas(), split)
+    noise = torch.randn(latent["samples"].shape, generator=torch.manual_seed(7))
+    velocity = core.velocity(torch.tensor([parse(PROMPT)] * 2), cfg)
+    rows = torch.arange(2)
+
+    def run(callback=None):
+        return euler(lambda x, sigma: velocity(x, torch.full((2,), sigma), rows), noise, walked.sigmas, callback)
+
+    if with_pair:
+        slow, fast = (read_adapter(tiny.LORA_FOLDER / name) for name in PAIR)
+        with carrying(core.model, {SLOW: slow.factors, FAST: fast.factors}, walked) as callback:
+            expected = run(callback)
+        assert (expected - run()).abs().max() > 1e-2  # the pair does something
+    else:
+        expected = run()
+    in_model_space = (sampled - packing.SHIFT) * packing.SCALE
+    assert (in_model_space - expected).abs().max() < 1e-4
+
+
+def test_the_pair_brings_its_own_schedule(host_model):
+    model, report = node("LoadGlanceLoRA").execute(host_model, *PAIR, 1.0, 1.0).args
+    assert "0 unmatched" in report and "schedule: flux" in report
+    latent = {"samples": torch.zeros(1, *tiny.LATENT)}
+    split = GLANCE
+    for carrier, teacher_steps in ((model, ""), (host_model, str(split))):  # the bare model's auto is its teacher's ladder as well
+        sigmas = node("GlanceScheduler").execute(carrier, latent, "auto", 2, 3, 1.0, teacher_steps).args[0]
+        assert sigmas.tolist() == pytest.approx(build_schedule(tiny.teacher_sigmas(), split).sigmas, abs=1e-6)
+
+
+def test_the_embedded_pair_is_refused_on_another_flux(node_classes):
+    with pytest.raises(ValueError, match=r"is a glance-tiny adapter but the model is a Flux \(flux\)"):
+        node("LoadGlanceLoRA").execute(build("flux"), *PAIR, 1.0, 1.0)
+
+
+def test_another_size_than_the_embedded_models_own_is_told(host_model, caplog):
+    node("GlanceScheduler").execute(host_model, {"samples": torch.zeros(1, 16, 64, 32)}, "auto", 5, 5, 1.0, "")
+    assert "the embedded model paints pictures of 128x128; at 256x512" in caplog.text
+
+
+def test_a_users_own_files_come_before_the_embedded_pair(loras):
+    (loras / "my_slow.safetensors").touch()
+    folder_paths.add_model_folder_path("loras", str(tiny.LORA_FOLDER))
+    assert node("LoadGlanceLoRA").INPUT_TYPES()["required"]["slow_lora"][1]["default"] == "my_slow.safetensors"
+
+
+def test_tiled_decoding_and_encoding_give_the_same():
+    samples = torch.randn(1, 16, 24, 40, generator=torch.Generator().manual_seed(0)) / packing.SCALE
+    whole = host_nodes.VAEDecode().decode(vae(), {"samples": samples})[0]
+    tiled = host_nodes.VAEDecodeTiled().decode(vae(), {"samples": samples}, 128, 32)[0]
+    assert torch.allclose(whole, tiled, atol=1e-4)
+    back = host_nodes.VAEEncodeTiled().encode(vae(), whole, 128, 32)[0]["samples"]
+    assert torch.allclose(back, host_nodes.VAEEncode().encode(vae(), whole)[0]["samples"], atol=1e-3)
+
+
+def test_the_stock_decoder_shows_what_the_core_unpacks_and_the_encoder_undoes_it():
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    samples = packing.pack(pixels) / packing.SCALE + packing.SHIFT
+    shown = host_nodes.VAEDecode().decode(vae(), {"samples": samples})[0]
+    assert shown.shape == (2, 128, 128, 3)
+    assert torch.allclose(shown[:, ::4, ::4].permute(0, 3, 1, 2), pixels / 2 + 0.5, atol=1e-5)
+    assert torch.equal(shown[:, ::4, ::4], shown[:, 3::4, 2::4])
+    back = host_nodes.VAEEncode().encode(vae(), shown)[0]["samples"]
+    assert torch.allclose(back, samples, atol=1e-4)
+
+
+def test_the_encoder_takes_a_picture_of_any_size():
+    encoded = host_nodes.VAEEncode().encode(vae(), torch.rand(1, 101, 77, 3))[0]["samples"]
+    assert encoded.shape == (1, 16, 12, 9)
+
+
+def test_an_unknown_word_is_told_before_anything_runs():
+    checked = node("GlanceTinyText").validate_inputs(prompt="a red dog")
+    assert checked.startswith("the tiny model does not know the word 'dog'; it knows small")
+    assert node("GlanceTinyText").validate_inputs(prompt=PROMPT) is True
+
+
+def api_graph(workflow, classes):
+    """The workflow as the browser would send it: widgets by name, links by node and slot."""
+    nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] in classes}
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    graph = {}
+    for name, made in nodes.items():
+        widgets = zip((w[0] for w in _widgets(classes[made["type"]])), made["widgets_values"], strict=True)
+        inputs = {key: value for key, value in widgets if key != "control_after_generate"}
+        inputs |= {slot["name"]: sources[slot["link"]] for slot in made["inputs"] if slot["link"] is not None}
+        graph[str(name)] = {"class_type": made["type"], "inputs": inputs}
+    return graph
+
+
+def test_the_shipped_workflow_runs_in_a_server_that_has_no_other_model(tmp_path, node_classes):
+    asyncio.run(host_nodes.init_builtin_extra_nodes())
+    workflow = json.loads((comfyui.PACK / "workflows/glance_tiny.json").read_text(encoding="utf-8"))
+    graph = api_graph(workflow, node_classes)
+    folder(tmp_path)
+    server = Server(tmp_path)
+    try:
+        done = server.wait(server.queue(graph))
+        assert done["status"]["status_str"] == "success", done["status"]
+        shown = [picture for output in done["outputs"].values() for picture in output.get("images", [])]
+        assert len(shown) == 8  # four with the pair, four without
+        status, refused = server.call("/prompt", {"prompt": {
+            "1": {"class_type": "GlanceTinyText", "inputs": {"prompt": "a red dog"}},
+            "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+        }})  # fmt: skip
+        assert status == 400 and "does not know the word 'dog'" in json.dumps(refused)
+    finally:
+        server.stop()
