@@ -62,8 +62,8 @@ def inference_mode():
 
 
 @pytest.fixture
-def loras(tmp_path, monkeypatch):
-    """An empty folder that is ComfyUI's models/loras for this test."""
+def loras(tmp_path, monkeypatch, node_classes):
+    """An empty folder that is ComfyUI's models/loras for this test; the pack, which adds a folder of its own, is loaded before."""
     import folder_paths
 
     folder = tmp_path / "loras"
