@@ -23,7 +23,7 @@ from glance_core.errors import GlanceError
 from glance_core.memory import keep_freed_memory
 from glance_core.metrics import psnr
 from glance_core.progress import Progress
-from glance_core.schedule import Split
+from glance_core.schedule import TEACHER_STEPS, Split
 from glance_core.tiny import GUIDANCE, load_evaluator, teacher_sigmas
 from glance_core.tiny.judging import Judge, as_json, table
 from glance_core.tiny.methods import WALKS, Method, model_hash, searched_control
@@ -50,7 +50,7 @@ def main() -> int:
     return 0
 
 
-def measure(count: int, as_text_of_json: bool) -> str:
+def measure(count: int, wants_json: bool) -> str:
     """The table: the teacher, and every method beside the first of its step count."""
     started = time.monotonic()
     control = searched_control()
@@ -59,7 +59,7 @@ def measure(count: int, as_text_of_json: bool) -> str:
     chosen[5].append(control)
     prompts, teacher = reference_prompts(count), load_references(count)
     judge = Judge(load_evaluator(), prompts.scenes, teacher)
-    rows = [judge.teacher_row(50, 100)]
+    rows = [judge.teacher_row()]
     with Progress("painting", sum(m.forwards for methods in chosen.values() for m in methods) * count) as bar:
         for methods in chosen.values():
             first = None
@@ -70,7 +70,7 @@ def measure(count: int, as_text_of_json: bool) -> str:
                 rows.append(judge.row(method.name, pictures, method.steps, method.forwards, time.monotonic() - begun, first))
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     total = round(time.monotonic() - started)
-    if as_text_of_json:
+    if wants_json:
         return as_json(
             rows, prompts=count, machine=machine, seconds=total, searched=tuning.tried, gain="to the first row of its step count"
         )
@@ -92,7 +92,7 @@ class Tuning:
         self.painter = Painter()
         self.prompts = draw_prompts(TUNING_PROMPTS, TUNING_SEED, "seen")
         self.tried: list[dict[str, object]] = []
-        with Progress("tuning: teacher", 50) as bar:
+        with Progress("tuning: teacher", TEACHER_STEPS) as bar:
             self.teacher = self.painter.paint(self.prompts, teacher_sigmas(), GUIDANCE, tick=lambda count: bar.step())
 
     def nearness(self, method: Method) -> float:
@@ -139,7 +139,7 @@ def neighbours(method: Method) -> list[Method]:
     steps = method.split.steps
     for i, shift in ((i, shift) for i in range(1, len(steps)) for shift in (-3, -1, 1, 3)):
         moved = (*steps[:i], steps[i] + shift, *steps[i + 1 :])
-        if all(a < b for a, b in zip(moved, (*moved[1:], 50), strict=True)):
+        if all(a < b for a, b in zip(moved, (*moved[1:], TEACHER_STEPS), strict=True)):
             found.append(replace(method, split=Split(moved[: len(method.split.slow)], moved[len(method.split.slow) :])))
     if method.guidance != 1:
         found += [replace(method, guidance=method.guidance + change) for change in (-0.25, 0.25)]

@@ -13,7 +13,7 @@ from .lora_file import Factor, check_pair, read_adapter
 from .memory import keep_freed_memory
 from .pictures import save_comparison
 from .progress import Progress
-from .schedule import FAST, SLOW, TEACHER_STEPS
+from .schedule import FAST, SLOW
 from .tiny import load_evaluator
 from .tiny.judging import Judge, Row, as_json, table
 from .tiny.methods import GLANCE, GLANCE_GUIDANCE, WALKS, Method, searched_control
@@ -76,7 +76,7 @@ def compare(
             pictures[method.name] = method.paint(painter, prompts, pair, lambda forwards: bar.step(count=forwards))
             seconds[method.name] = time.monotonic() - begun
     control = pictures["searched control"]
-    rows = [judge.teacher_row(TEACHER_STEPS, 2 * TEACHER_STEPS)]
+    rows = [judge.teacher_row()]
     rows += [judge.row(m.name, pictures[m.name], m.steps, m.forwards, seconds[m.name], control) for m in methods]
     return rows, pictures
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .words import COLOURS, GROUNDS, POSITIONS, SHAPES, SIZES, TEXTURES
+from .words import COLOURS, GROUNDS, OPPOSITE, POSITIONS, SHAPES, SIZES, TEXTURES
 from .world import Scenes
 
 OBJECTS = len(COLOURS) * len(SHAPES) * len(SIZES)
 PLACES = len(COLOURS) * len(POSITIONS)
 FEATURES = 64
-_OPPOSITE = torch.tensor([1, 0, 3, 2, 4])
+_OPPOSITE = torch.tensor([POSITIONS.index(OPPOSITE.get(place, place)) for place in POSITIONS])
 
 
 @dataclass(frozen=True)

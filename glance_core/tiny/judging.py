@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..metrics import Measure, frechet_measure, paired, psnr
-from .evaluator import Evaluator, judge, read
+from ..schedule import TEACHER_STEPS
+from .evaluator import Evaluator, Reading, judge, read
 from .world import Scenes
 
 
@@ -47,16 +48,19 @@ class Judge:
     def row(self, method: str, pictures: Tensor, steps: int, forwards: int, seconds: float, control: Tensor | None = None) -> Row:
         """control: pictures of the method that `gain` is paired to."""
         reading = read(self.evaluator, pictures)
-        right = {name: Measure.of(column) for name, column in judge(reading, self.scenes).items()}
         near = psnr(pictures, self.teacher)
-        return Row(
-            method, steps, forwards, seconds, Measure.of(near), right["all"], right["objects"], right["position"], right["background"],
-            frechet_measure(reading.features, self.reading.features), paired(near, psnr(control, self.teacher)) if control is not None else None,
-        )  # fmt: skip
+        gain = paired(near, psnr(control, self.teacher)) if control is not None else None
+        fd = frechet_measure(reading.features, self.reading.features)
+        return Row(method, steps, forwards, seconds, Measure.of(near), *self._right(reading), fd, gain)
 
-    def teacher_row(self, steps: int, forwards: int, seconds: float | None = None) -> Row:
-        right = {name: Measure.of(column) for name, column in judge(self.reading, self.scenes).items()}
-        return Row("teacher", steps, forwards, seconds, None, right["all"], right["objects"], right["position"], right["background"], None)
+    def teacher_row(self) -> Row:
+        """The teacher's own: every step of its ladder, under guidance."""
+        return Row("teacher", TEACHER_STEPS, 2 * TEACHER_STEPS, None, None, *self._right(self.reading), None)
+
+    def _right(self, reading: Reading) -> tuple[Measure, Measure, Measure, Measure]:
+        """The shares of pictures that are right: in all, and by what was asked."""
+        right = {name: Measure.of(column) for name, column in judge(reading, self.scenes).items()}
+        return right["all"], right["objects"], right["position"], right["background"]
 
 
 def table(rows: Sequence[Row]) -> str:

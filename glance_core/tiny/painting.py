@@ -20,7 +20,7 @@ from . import FOLDER, GUIDANCE, LATENT, load_model, load_words, teacher_sigmas
 from .model import Flux
 from .packing import unpack
 from .words import ANY, TextTable
-from .world import Scenes, sample_scenes
+from .world import RESOLUTION, Scenes, sample_scenes
 
 REFERENCE_FILE = FOLDER / "teacher.png"
 REFERENCES, REFERENCE_SEED = 1024, 777
@@ -125,7 +125,7 @@ def load_references(count: int = REFERENCES, path: Path = REFERENCE_FILE) -> Ten
     """The shipped pictures of the teacher, (count, 3, 32, 32) in [-1, 1], in 8 bits."""
     from ..pictures import load_grid
 
-    pictures = load_grid(path, LATENT[-1] * 2)
+    pictures = load_grid(path, RESOLUTION)
     if not 0 < count <= len(pictures):
         raise GlanceError(f"{count} reference pictures were asked for; {path.name} holds {len(pictures)}")
     return pictures[:count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from . import BASE, GUIDANCE, LADDER, teacher_sigmas
 from .methods import GLANCE, GLANCE_GUIDANCE, model_hash
 from .painting import Painter, draw_prompts
 
+_ENDS = (f"_{SLOW}.safetensors", f"_{FAST}.safetensors")
 TARGETS = r"(double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)|single_blocks\.\d+\.linear[12])"
 
 
@@ -67,10 +69,9 @@ def write(
 ) -> tuple[Path, Path]:
     """Two new files `<name>_slow` and `<name>_fast`, with -2, -3, ... where these or a picture have the names. Raises AdapterError."""
     new_folder(folder)
-    count, files = 1, _names(folder, name)
-    while any(file.exists() for file in (*files, folder / f"{files[0].name.removesuffix('_slow.safetensors')}.png")):
-        count += 1
-        files = _names(folder, f"{name}-{count}")
+    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+    free = next(name for name in names if not any((folder / f"{name}{end}").exists() for end in (*_ENDS, ".png")))
+    files = [folder / f"{free}{end}" for end in _ENDS]
     walked = build_schedule(teacher_sigmas(), settings.split)
     stated = {**asdict(settings), "split": str(settings.split), "model": model_hash()}
     common = Trained(
@@ -91,7 +92,3 @@ def new_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written into ({error.strerror}); choose another folder") from error
-
-
-def _names(folder: Path, name: str) -> list[Path]:
-    return [folder / f"{name}_{phase}.safetensors" for phase in (SLOW, FAST)]

@@ -65,8 +65,8 @@ class TinyModel(nn.Module):
         self.text = TextTable()
         generator = torch.Generator().manual_seed(settings.seed)
         initialise(self.flux, generator)
-        for table, spread in ((self.text.word, 0.5), (self.text.slot, 0.5)):
-            nn.init.normal_(table.weight, std=spread, generator=generator)
+        for table in (self.text.word, self.text.slot):
+            nn.init.normal_(table.weight, std=0.5, generator=generator)
 
     def forward(self, x: Tensor, sigma: Tensor, slots: Tensor) -> Tensor:
         out: Tensor = self.flux(x, sigma, *self.text(slots))

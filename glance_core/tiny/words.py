@@ -59,16 +59,13 @@ def parse(prompt: str) -> tuple[int, ...]:
                 raise PromptError(
                     f"prompt {prompt[:80]!r} puts one of two shapes in the center; two lie opposite each other: left, right, top, bottom"
                 )
-            _fill(slots, FIRST, kind, _OPPOSITE[word] if two and i > shapes[1] else word, prompt)
+            _fill(slots, FIRST, kind, OPPOSITE[word] if two and i > shapes[1] else word, prompt)
         elif kind is not None:
             _fill(slots, BACKGROUND, kind, word, prompt)
     if any(slots) and not two:
         for slot in SECOND:
             slots[slot] = NONE
     return tuple(slots)
-
-
-_OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
 def _second_begins(words: list[str], shapes: list[int]) -> int:
@@ -95,6 +92,7 @@ def _fill(slots: list[int], allowed: range, kind: str, word: str, prompt: str) -
     slots[slot] = INDEX[word]
 
 
+OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}  # where a second object lies
 KINDS = {"size": SIZES, "colour": COLOURS, "shape": SHAPES, "position": POSITIONS, "texture": TEXTURES, "ground": GROUNDS}
 
 
