@@ -1,4 +1,4 @@
-"""python -m glance_core demo | ladder | inspect | convert"""
+"""python -m glance_core demo | train | ladder | inspect | convert"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import schedule
+from . import schedule, train_command
 from .errors import AdapterError, GlanceError, ScheduleError
 
 
@@ -24,11 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GlanceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        return 130
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m glance_core", description="Glance without ComfyUI: a demo, ladders, adapter files.")
+    parser = argparse.ArgumentParser(
+        prog="python -m glance_core", description="Glance without ComfyUI: a demo, training, ladders, adapter files."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="train a pair for the embedded model and paint with it, beside its rivals")
@@ -37,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="two runs with one seed give the same numbers (default 0)")
     demo.add_argument("--json", action="store_true", help="print JSON")
     demo.set_defaults(run=_demo)
+
+    train = commands.add_parser("train", help="train a pair for the embedded model on your prompts or on one picture")
+    train_command.add_options(train)
+    train.set_defaults(run=_train)
 
     ladder = commands.add_parser("ladder", help="print the sigmas that a Glance pair walks")
     ladder.add_argument("--model", required=True, choices=[k for k in schedule.LADDERS if k != "model"], help="the teacher's ladder")
@@ -67,12 +76,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    for package in ("peft", "numpy", "PIL"):
-        if importlib.util.find_spec(package) is None:
-            raise GlanceError(f"the demo needs {package.replace('PIL', 'pillow')}; install it with: pip install peft numpy pillow")
+    _need_packages("the demo")
     from .demo import demo
 
     print(demo(options.seconds, options.out, options.seed, as_text=not options.json))
+
+
+def _train(options: argparse.Namespace) -> None:
+    _need_packages("training")
+    train_command.run(options)
+
+
+def _need_packages(what: str) -> None:
+    for package in ("peft", "numpy", "PIL"):
+        if importlib.util.find_spec(package) is None:
+            raise GlanceError(f"{what} needs {package.replace('PIL', 'pillow')}; install it with: pip install peft numpy pillow")
 
 
 def _ladder(options: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ class Trained:
 
     phase `slow` or `fast`; base the architecture (`flux`, `qwen-image`, ...) and fingerprint a hash of its module names and shapes;
     ladder and teacher_steps the teacher's walk, shift where the ladder is `shift`; steps the split (1-based, `1,3|11,50`);
-    sigmas those trained on; partner the other file's name, pair an identifier both share.
+    sigmas those trained on; psnr_pair and psnr_base how near the pair and the bare base came to the teacher (dB) when it was trained; partner the other file's name, pair an identifier both share.
     """
 
     phase: str | None = None
@@ -43,6 +43,8 @@ class Trained:
     alpha: float | None = None
     seed: int | None = None
     image_sha256: str | None = None
+    psnr_pair: float | None = None
+    psnr_base: float | None = None
 
     @property
     def split(self) -> Split | None:
@@ -72,6 +74,8 @@ _READERS: dict[str, Any] = {
     "shift": _finite,
     "guidance": _finite,
     "alpha": _finite,
+    "psnr_pair": _finite,
+    "psnr_base": _finite,
     "sigmas": _sigmas,
 }
 

@@ -10,18 +10,20 @@ from torch import Tensor
 
 from .errors import GlanceError
 from .lora_file import Factor, check_pair, read_adapter
+from .lora_write import new_folder
 from .memory import keep_freed_memory
 from .pictures import save_comparison
 from .progress import Progress
 from .schedule import FAST, SLOW
 from .tiny import load_evaluator
+from .tiny.examples import drawn, with_noise
 from .tiny.judging import Judge, Row, as_json, table
 from .tiny.methods import GLANCE, GLANCE_GUIDANCE, WALKS, Method, searched_control
 from .tiny.painting import Painter, Prompts, load_references, reference_prompts
-from .tiny.pair import PairSettings, new_folder, train, write
+from .tiny.pair import PairSettings, train, write
 from .tiny.words import caption
 
-JUDGED, SHOWN = 256, 8
+JUDGED, SHOWN, PROMPTS = 256, 8, 64
 STEPS_PER_SECOND = 4.0  # of training, on two cores; a count, not a clock, ends the training, so that a seed gives the same numbers anywhere
 
 
@@ -36,7 +38,8 @@ def demo(seconds: float, out: Path, seed: int = 0, as_text: bool = True) -> str:
     keep_freed_memory()
     painter = Painter()
     settings = PairSettings(steps=round(seconds * STEPS_PER_SECOND / 2), seed=seed)
-    factors = train(painter, settings)
+    examples = with_noise(drawn(PROMPTS, seed), seed)
+    factors = train(painter, settings, examples).factors
     trained = time.monotonic() - started
     files = write(factors, settings, out, "glance_demo")
     slow, fast = (read_adapter(path) for path in files)  # what is judged is what was written
@@ -47,7 +50,7 @@ def demo(seconds: float, out: Path, seed: int = 0, as_text: bool = True) -> str:
         Method("base, uniform", WALKS[5]["uniform"]),
         Method("base, Glance's steps", GLANCE, GLANCE_GUIDANCE),
         searched_control(),
-        Method("Glance", settings.split, settings.guidance, with_pair=True),
+        Method("Glance", settings.way.split, settings.way.guidance, with_pair=True),
     )
     rows, pictures = compare(painter, methods, {SLOW: slow.factors, FAST: fast.factors}, prompts, teacher)
     picture = files[0].with_name(files[0].name.replace("_slow.safetensors", ".png"))
@@ -59,7 +62,7 @@ def demo(seconds: float, out: Path, seed: int = 0, as_text: bool = True) -> str:
         table(rows), "",
         f"{JUDGED} prompts, each with a colour and shape never seen together in training; the same noise for every method.",
         "PSNR and FD are to the teacher's pictures, gain is PSNR paired to the searched control's; ± is one standard error.",
-        f"The pair was trained here in {trained:.0f} s, on {settings.prompts} other prompts and no picture; {total:.0f} s in all.",
+        f"The pair was trained here in {trained:.0f} s, on {PROMPTS} other prompts and no picture; {total:.0f} s in all.",
         f"pair     {files[0]}", f"         {files[1]}", f"picture  {picture}",
     ])  # fmt: skip
 

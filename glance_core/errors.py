@@ -17,5 +17,9 @@ class SwitchError(GlanceError):
     """Low-rank branches that do not fit the live modules they are meant for."""
 
 
+class TrainingError(GlanceError):
+    """A training run that cannot start, go on, or be taken up again."""
+
+
 class PromptError(GlanceError):
     """A prompt that the tiny model's language cannot say."""

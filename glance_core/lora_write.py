@@ -5,22 +5,21 @@ The prefix is `diffusion_model`, or `transformer` for diffusers' names that Comf
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import itertools
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from . import lora_names as names
 from .adapter_metadata import Trained, written_metadata
 from .errors import AdapterError
 from .lora_file import Adapter, Factor
+from .schedule import FAST, SLOW
+from .tensor_file import write_new
 
 # What a source file says of its scale; the written tensors say it themselves.
 _RESTATED = ("lora_adapter_metadata", "ss_network_alpha", "ss_network_dim")
@@ -44,8 +43,39 @@ def write_adapter(
         tensors[f"{key}.lora_B.weight"] = factor.up.contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(factor.scale * factor.rank, dtype=torch.float32)
     kept = {key: value for key, value in (others or {}).items() if not key.startswith("glance.") and key not in _RESTATED}
-    publish(path, tensors, kept | written_metadata(_with_rank(trained, factors), path.stem))
+    write_new(path, tensors, kept | written_metadata(_with_rank(trained, factors), path.stem))
     return path
+
+
+PAIR_ENDS = (f"_{SLOW}.safetensors", f"_{FAST}.safetensors")
+
+
+def write_pair(
+    folder: Path, name: str, factors: Mapping[str, Mapping[str, Factor]], common: Trained, sigmas: Mapping[str, tuple[float, ...]]
+) -> tuple[Path, Path]:
+    """Two new files `<name>_slow` and `<name>_fast`, with -2, -3, ... where a file has one of the names (`free_name`). common: what both
+    files state; factors and sigmas: by phase. Raises AdapterError."""
+    files = tuple(folder / f"{free_name(folder, name, PAIR_ENDS)}{end}" for end in PAIR_ENDS)
+    slow, fast = files
+    for phase, file, partner in ((SLOW, slow, fast), (FAST, fast, slow)):
+        write_adapter(file, factors[phase], replace(common, phase=phase, sigmas=sigmas[phase], partner=partner.name))
+    return slow, fast
+
+
+def free_name(folder: Path, name: str, ends: Iterable[str]) -> str:
+    """The name, or name-2, name-3, ...: the first that no file in the folder has with any of these ends."""
+    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+    return next(free for free in names if not any((folder / f"{free}{end}").exists() for end in ends))
+
+
+def new_folder(folder: Path) -> None:
+    """Make the folder and see that files can be made in it. Raises AdapterError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise AdapterError(f"{folder}: cannot be written into ({error.strerror}); choose another folder") from error
 
 
 def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = None) -> Path:
@@ -57,56 +87,6 @@ def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = N
         base=source.trained.base or (next(iter(bases)) if len(bases) == 1 else None),
     )
     return write_adapter(path, source.factors, trained, source.metadata)
-
-
-def publish(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write beside the target, flush to the disk, then give it its name: a reader never sees half a file."""
-    exists = AdapterError(f"{path} exists already and is not overwritten; choose another name")
-    if path.exists():
-        raise exists
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise AdapterError(f"{path}: cannot be written ({error.strerror}); choose a folder that exists and is writable") from error
-    try:
-        save_file(dict(tensors), temporary, metadata=dict(metadata))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # as any new file; a temporary one is its maker's alone
-        try:
-            os.link(temporary, path)  # unlike a rename, fails where another process took the name meanwhile
-        except FileExistsError:
-            raise exists from None
-        except OSError as error:  # file systems without hard links
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EMLINK, errno.EINVAL):
-                raise
-            if path.exists():
-                raise exists from None
-            os.replace(temporary, path)
-    except (OSError, SafetensorError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise AdapterError(f"{path}: cannot be written ({why}); free some space or choose another folder or name") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-    _sync_folder(path.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable, where the system lets a folder be opened."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _with_rank(trained: Trained, factors: Mapping[str, Factor]) -> Trained:

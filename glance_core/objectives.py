@@ -1,32 +1,88 @@
 """What the student is trained towards.
 
+`flow_matching`: the paper's loss (arXiv 2512.02899, section 4): x_t = (1 - sigma) x0 + sigma eps, target eps - x0, at the phase's sigmas.
 `trajectory`: at a point a of the ladder the target is the secant of the teacher's own path to the next point b,
 (x_a - x_b) / (sigma_a - sigma_b), so that one Euler step lands where the teacher did. It needs prompts alone, no pictures.
 Compare: progressive distillation (Salimans & Ho, arXiv 2202.00512) halves the teacher's steps in rounds; here all steps between two
-points are taken at once, and guidance stays in the student.
+points are taken at once. Guidance stays in the student, or is folded into it (Meng et al., arXiv 2210.03142): then the teacher walks with
+guidance and the student without, at half the forwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .errors import GlanceError
 
-# velocity(x, sigma, rows): noise - data (B, ...) at noise levels sigma (B,), for the prompts of these rows of the training set.
+OBJECTIVES = ("trajectory", "trajectory, fold guidance", "flow_matching")
+NO_PROMPT = -1
+
+# velocity(x, sigma, rows): noise - data (B, ...) at noise levels sigma (B,), for the prompts of these rows of the training set; row -1 is
+# the empty prompt.
 RowVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 Progressed = Callable[[int], None]
 
 
+class Objective(Protocol):
+    """sigmas (P): the points of the ladder that are trained; rows: how many training examples there are."""
+
+    @property
+    def points(self) -> tuple[float, ...]: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def draw(self, points: Tensor, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """States x (B, ...), their sigmas (B,) and target velocities (B, ...) at these points of these rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """The paper's loss on latents x0 (n, ...), at `points`. flow: x = (1 - sigma) x0 + sigma eps; else x = x0 + sigma eps, target eps."""
+
+    latents: Tensor
+    points: tuple[float, ...]
+    flow: bool = True
+
+    @property
+    def rows(self) -> int:
+        return len(self.latents)
+
+    def draw(self, points: Tensor, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Fresh noise for every example, drawn on the CPU so that a seed means the same on every device."""
+        data = self.latents[rows.to(self.latents.device)]
+        noise = torch.randn(data.shape, generator=generator).to(data)
+        sigma = torch.tensor(self.points)[points].to(data)
+        level = sigma.reshape(-1, *(1,) * (data.ndim - 1))
+        if self.flow:
+            return (1 - level) * data + level * noise, sigma, noise - data
+        return data + level * noise, sigma, noise
+
+
 @dataclass(frozen=True)
 class Trajectories:
-    """The teacher's states at the points of a ladder: states (P, n, ...), sigmas (P,), the last point being sigma 0."""
+    """The teacher's states at the points of a ladder: states (P + 1, n, ...), sigmas (P + 1,), the last being sigma 0."""
 
     states: Tensor
     sigmas: Tensor
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        return tuple(self.sigmas[:-1].tolist())
+
+    @property
+    def rows(self) -> int:
+        return self.states.shape[1]
+
+    def draw(self, points: Tensor, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        device = self.states.device
+        return self.secants(points.to(device), rows.to(device))
 
     def secants(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States (B, ...), sigmas (B,) and target velocities (B, ...) at these points of these rows."""
@@ -42,7 +98,7 @@ def rollout(
 ) -> Trajectories:
     """Walk the teacher's whole `ladder` by Euler from `noise` (n, ...), and keep its states before the steps `points` and at the end.
 
-    tick(pictures) is called after every step of a batch.
+    tick(pictures) is called after every step of a batch. States are fp32.
     """
     last = len(ladder) - 1
     if not points or points[0] < 0 or points[-1] >= last or list(points) != sorted(set(points)):
@@ -62,7 +118,7 @@ def rollout(
     return Trajectories(states, noise.new_tensor([*(ladder[step] for step in points), 0.0]))
 
 
-def trajectory_loss(velocity: RowVelocity, data: Trajectories, points: Tensor, rows: Tensor) -> Tensor:
-    """Mean squared distance of the student's (guided) velocity to the teacher's secant, at these points of these rows."""
-    x, sigma, target = data.secants(points, rows)
-    return (velocity(x, sigma, rows) - target).square().mean()
+def losses(velocity: RowVelocity, drawn: tuple[Tensor, Tensor, Tensor], rows: Tensor) -> Tensor:
+    """Mean squared distance (B,) of the student's velocity to the target, in fp32. drawn: what `draw` gave; rows: whose prompts to use."""
+    x, sigma, target = drawn
+    return (velocity(x, sigma, rows).float() - target.float()).square().flatten(1).mean(1)

@@ -1,11 +1,17 @@
-"""Read a safetensors file that may come from anybody: damage and disguise are told in one sentence, nothing is ever unpickled."""
+"""Safetensors files: read from anybody, so that damage and disguise are told in one sentence; written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from .errors import AdapterError
 
@@ -43,3 +49,67 @@ def _what_else(start: bytes, header: int, size: int) -> str:
     if start.lstrip()[:1] == b"<":
         return "this is a web page, not a model; download the file itself"
     return f"the header claims {header} bytes but the file has {size}; it is truncated or no safetensors file, download it again"
+
+
+def write_new(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """A new file, there whole or not at all. Raises AdapterError where one of this name exists."""
+    exists = AdapterError(f"{path} exists already and is not overwritten; choose another name")
+    if path.exists():
+        raise exists
+
+    def take_name(temporary: str) -> None:
+        try:
+            os.link(temporary, path)  # unlike a rename, fails where another process took the name meanwhile
+        except FileExistsError:
+            raise exists from None
+        except OSError as error:  # file systems without hard links
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EMLINK, errno.EINVAL):
+                raise
+            if path.exists():
+                raise exists from None
+            os.replace(temporary, path)
+
+    _write(path, tensors, metadata, take_name)
+
+
+def write_over(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """A file in the place of its former self, which stays whole until the new one is. For files of our own making alone."""
+    _write(path, tensors, metadata, lambda temporary: os.replace(temporary, path))
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], take_name: Callable[[str], None]) -> None:
+    """Write beside the target, flush to the disk, then give it its name: a reader never sees half a file."""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be written ({error.strerror}); choose a folder that exists and is writable") from error
+    try:
+        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # as any new file; a temporary one is its maker's alone
+        take_name(temporary)
+    except (OSError, SafetensorError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise AdapterError(f"{path}: cannot be written ({why}); free some space or choose another folder or name") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself durable, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

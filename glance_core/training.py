@@ -1,134 +1,278 @@
-"""Train a Slow and a Fast adapter on one frozen model, by PEFT, with the model as it was afterwards."""
+"""Train a Slow and a Fast adapter on one frozen model, one phase after the other, so that only one of them takes memory.
+
+Seeded, and bit-identical on a CPU: also where a run was stopped at any step and taken up again from its checkpoint.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .errors import GlanceError
+from .checkpoint import load_optimizer, load_run, optimizer_tensors, save_run, whole
+from .draws import Draws, History
+from .errors import TrainingError
+from .frozen import Forwards
 from .lora_file import Factor
-from .objectives import RowVelocity, Trajectories, trajectory_loss
+from .lora_layers import Lora, LoraLayers, frozen
+from .objectives import Objective
+from .optimizers import OPTIMIZERS, make_optimizer, rate
 from .schedule import FAST, SLOW
+from .student import Student, backward, changed_forwards
 
-if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
+PHASES = (SLOW, FAST)
+DIVERGED = 10.0  # times the mean loss of the first round over the phase's points, and beyond what a velocity of zero would cost
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """steps: of each phase; batch: (state, target) pairs per step; warmup: share of the steps. targets: a regular expression that the
-    whole name of an adapted module matches, as PEFT takes it."""
+    """steps: of each phase; batch: examples per step, times accumulation; warmup: share of the steps; clip: of the gradient's norm, 0: none;
+    caption_dropout: share of examples that see the empty prompt; save_every: steps between checkpoints, 0: only where the run is stopped."""
 
-    targets: str
-    steps: int = 120
-    batch: int = 8
-    rank: int = 16
-    alpha: float = 16.0
-    learning_rate: float = 2e-3
+    lora: Lora
+    steps: int = 60
+    batch: int = 1
+    accumulation: int = 1
+    learning_rate: float = 5e-4
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
     warmup: float = 0.1
+    decay: str = "linear"
     clip: float = 1.0
+    caption_dropout: float = 0.0
     seed: int = 0
+    save_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch", 1), ("accumulation", 1), ("save_every", 0)):
+            if getattr(self, name) < least:
+                raise TrainingError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise TrainingError(f"learning_rate is {self.learning_rate}; it must be a positive number")
+        for name in ("warmup", "caption_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        for name in ("clip", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise TrainingError(f"{name} is {getattr(self, name)}; it must be 0 or a positive number")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise TrainingError(f"betas are {self.betas}; both must be at least 0 and below 1")
+        if not 0 <= self.seed < 2**63:
+            raise TrainingError(f"seed is {self.seed}; give 0 to {2**63 - 1}")
+        if self.optimizer not in OPTIMIZERS:
+            raise TrainingError(f"optimizer is {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
+        rate(0, self.steps, self.warmup, self.decay)  # an unknown decay is told before anything runs
 
 
-Reported = Callable[[str, int, float], None]
+@dataclass(frozen=True)
+class Step:
+    """How far a run is: `step` of `steps` of this phase are done; loss is the last one's. factors() copies what has been trained so far."""
+
+    phase: str
+    step: int
+    steps: int
+    loss: float
+    factors: Callable[[], dict[str, dict[str, Factor]]]
+
+
+Reported = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Factors by phase and slot, and the losses on the way."""
+
+    factors: dict[str, dict[str, Factor]]
+    history: History
 
 
 def train_pair(
-    model: nn.Module, velocity: RowVelocity, data: Trajectories, slow_steps: int, settings: TrainingSettings, report: Reported | None = None
-) -> dict[str, dict[str, Factor]]:
-    """Factors by phase and module. Slow learns the first `slow_steps` points of `data`, Fast the others, every point equally often.
-
-    velocity runs `model`, guidance included. report(phase, step, loss) is called after every step. Seeded; the same on every run.
-    """
-    points = len(data.sigmas) - 1
-    if not 0 < slow_steps < points:
-        raise GlanceError(f"slow_steps = {slow_steps} of {points} leaves a phase without training; choose 1 to {points - 1}")
-    with adapters(model, settings) as layers:
-        for phase, own in ((SLOW, range(slow_steps)), (FAST, range(slow_steps, points))):
-            for layer in layers.values():
-                layer.set_adapter(phase)
-            parameters = [p for layer in layers.values() for p in _trained(layer, phase)]
-            _train(velocity, data, own, parameters, settings, partial(report, phase) if report else None)
-        return {phase: {name: _factor(layer, phase, name) for name, layer in layers.items()} for phase in (SLOW, FAST)}
-
-
-@contextmanager
-def adapters(model: nn.Module, settings: TrainingSettings) -> Iterator[dict[str, LoraLayer]]:
-    """PEFT's layers `slow` and `fast` on the model's target modules, by module name; taken off again whatever happens."""
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
-
-    frozen = {name: p.requires_grad for name, p in model.named_parameters()}
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.targets)  # type: ignore[arg-type]
-    layers: dict[str, LoraLayer] = {}
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what is wanted
-            torch.manual_seed(settings.seed)
-            for phase in (SLOW, FAST):
-                inject_adapter_in_model(config, model, phase)
-        layers.update((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
-        yield layers
-    finally:
-        for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.get_base_layer())
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(frozen[name])
-        if hasattr(model, "peft_config"):
-            del model.peft_config
-
-
-def _trained(layer: LoraLayer, phase: str) -> tuple[nn.Parameter, nn.Parameter]:
-    down, up = layer.lora_A[phase].get_parameter("weight"), layer.lora_B[phase].get_parameter("weight")
-    return down, up
-
-
-def _factor(layer: LoraLayer, phase: str, name: str) -> Factor:
-    down, up = (p.detach().clone() for p in _trained(layer, phase))
-    return Factor(down, up, float(layer.lora_alpha[phase]), float(layer.scaling[phase]), name)
-
-
-def _train(
-    velocity: RowVelocity,
-    data: Trajectories,
-    points: Sequence[int],
-    parameters: Sequence[nn.Parameter],
+    student: Student,
+    objective: Objective,
+    slow_steps: int,
     settings: TrainingSettings,
-    report: Callable[[int, float], None] | None,
-) -> None:
-    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=0.0)
-    generator = torch.Generator().manual_seed(settings.seed)
-    draws = zip(
-        _evenly(torch.tensor(list(points)), settings.batch, generator), _evenly(torch.arange(data.states.shape[1]), settings.batch, generator)
-    , strict=True)  # fmt: skip
-    warm = max(1, math.ceil(settings.steps * settings.warmup))
-    for step in range(settings.steps):
-        at, rows = next(draws)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(1.0, (step + 1) / warm) * (1 - step / settings.steps)
-        loss = trajectory_loss(velocity, data, at, rows)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-        optimizer.step()
-        if report:
-            report(step + 1, float(loss.detach()))
+    report: Reported | None = None,
+    checkpoint: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Slow learns the first `slow_steps` points of the objective, Fast the others, every point and every row equally often.
+
+    report is called after every step, with no branch on the model. Whatever ends a run early, an interrupt or an exception in report or
+    model, the steps done until then are kept in `checkpoint`, from where the next call goes on; `identity` is what, besides the settings,
+    must be the same then. Raises TrainingError for settings that leave a phase empty, a checkpoint of another run, and a loss that is no
+    number or grows beyond ten times its start and beyond the mean square of the targets.
+    """
+    points = len(objective.points)
+    if not 0 < slow_steps < points:
+        raise TrainingError(f"slow_steps = {slow_steps} of {points} leaves a phase without training; choose 1 to {points - 1}")
+    run = _Run(
+        student, objective, slow_steps, settings, report, checkpoint, {**(identity or {}), "slow_steps": slow_steps, "points": points}
+    )
+    with frozen(student.model):
+        for phase in PHASES:
+            if phase not in run.finished:
+                run.train(phase)
+    return Outcome(run.finished, run.history)
 
 
-def _evenly(values: Tensor, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless draws of `count` values, all of them equally often: one shuffled deck after another."""
-    deck = values[:0]
-    while True:
-        while len(deck) < count:
-            deck = torch.cat([deck, values[torch.randperm(len(values), generator=generator)]])
-        yield deck[:count]
-        deck = deck[count:]
+class _Run:
+    """A training run: what is finished, what is in training, and how it is kept on the disk."""
+
+    def __init__(
+        self, student: Student, objective: Objective, slow_steps: int, settings: TrainingSettings, report: Reported | None,
+        checkpoint: Path | None, identity: Mapping[str, Any],
+    ):  # fmt: skip
+        self.student, self.objective, self.settings, self.report, self.checkpoint = student, objective, settings, report, checkpoint
+        own = {key: value for key, value in asdict(settings).items() if key not in ("save_every", "lora")}
+        trained = [f"{name} {slot.module} {slot.start} {slot.outside} {slot.inside}" for name, slot in sorted(student.slots.items())]
+        modules = f"{len(trained)} modules, {hashlib.sha256(chr(10).join(trained).encode()).hexdigest()[:8]}"
+        self.identity = _as_json({**own, **asdict(settings.lora), **identity, "targets": modules, "rows": objective.rows})
+        self.points = {SLOW: range(slow_steps), FAST: range(slow_steps, len(objective.points))}
+        self.finished: dict[str, dict[str, Factor]] = {}
+        self.history = History()
+        self.mutates = False
+        self.kept: tuple[Path, dict[str, Tensor], dict[str, Any]] | None = None
+        if checkpoint is not None and checkpoint.exists():
+            self._take_up(checkpoint)
+
+    def train(self, phase: str) -> None:
+        settings, student = self.settings, self.student
+        layers = LoraLayers(student.slots, settings.lora, phase, (settings.seed + 1_000_003 * PHASES.index(phase)) % 2**63, student.device)
+        optimizer = make_optimizer(settings.optimizer, layers.parameters(), settings.learning_rate, settings.betas, settings.weight_decay)
+        scaler = torch.amp.GradScaler(student.device.type, enabled=student.half)
+        draws = Draws(self.points[phase], self.objective.rows, settings.batch, settings.caption_dropout, settings.seed)
+        first = 0
+        if self.kept is not None:
+            path, tensors, facts = self.kept
+            self.kept = None
+            with whole(path):
+                layers.load(tensors)
+                load_optimizer(optimizer, tensors)
+                draws.load(tensors)
+                scaler.load_state_dict(facts["scaler"])
+                first = int(facts["step"])
+        changed = changed_forwards(student, layers)
+        began = len(self.history.losses) - first * settings.batch * settings.accumulation
+
+        def save(step: int, drawn: Mapping[str, Tensor]) -> None:
+            if self.checkpoint is not None:
+                tensors = {**layers.tensors(), **optimizer_tensors(optimizer), **drawn}
+                self._keep(phase, step, tensors, {"scaler": scaler.state_dict()})
+
+        done, drawn, sound = first, draws.state(), True
+        try:
+            for step in range(first, settings.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.learning_rate * rate(step, settings.steps, settings.warmup, settings.decay)
+                optimizer.zero_grad(set_to_none=True)
+                at, loss, power = self._backward(draws, changed, scaler, optimizer)
+                mean = float(loss.mean())
+                self._refuse_bad(phase, step, mean, power, self.history.losses[began:], len(self.points[phase]))
+                scaler.unscale_(optimizer)
+                norm = torch.nn.utils.clip_grad_norm_(layers.parameters(), settings.clip or math.inf)
+                if not scaler.is_enabled() and not torch.isfinite(norm):
+                    raise self._stopped(phase, step, f"the gradient's norm is {float(norm)}")
+                if settings.save_every and step > first and step % settings.save_every == 0:
+                    save(step, drawn)  # only now is it known that the state before this step is sound
+                sound = False
+                scaler.step(optimizer)
+                scaler.update()
+                self.history.points += at.tolist()
+                self.history.losses += loss.tolist()
+                done, drawn, sound = step + 1, draws.state(), True
+                if self.report:
+                    self.report(Step(phase, done, settings.steps, mean, lambda: {**self.finished, phase: layers.factors()}))
+        except TrainingError:
+            raise  # the last good state is on the disk already
+        except BaseException:  # an interrupt, memory that ran out: this run goes on from here
+            if sound and done > first:
+                save(done, drawn)
+            raise
+        self.finished[phase] = layers.factors()
+        if self.checkpoint is not None:
+            self._keep(phase, settings.steps, {}, {})
+
+    def _backward(
+        self, draws: Draws, changed: Forwards, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer
+    ) -> tuple[Tensor, Tensor, float]:
+        """Points and losses (batch x accumulation) of one step, and the mean square of its targets; gradients add up on the parameters."""
+
+        def scaled(mean: Tensor) -> Tensor:
+            return scaler.scale(mean / self.settings.accumulation)
+
+        points: list[Tensor] = []
+        found: list[Tensor] = []
+        power = 0.0
+        for _ in range(self.settings.accumulation):
+            at, rows, shown = draws.next()
+            drawn = self.objective.draw(at, rows, draws.generator)
+            power += float(drawn[2].float().square().mean()) / self.settings.accumulation
+            try:
+                fresh = (drawn[0].clone(), *drawn[1:]) if not self.history.losses else drawn  # the first try may spoil it
+                loss = backward(self.student, changed, fresh, shown, self.mutates, scaled)
+            except RuntimeError as error:
+                if self.mutates or found or "modified by an inplace operation" not in str(error):
+                    raise
+                self.mutates = True  # the model writes into what autograd keeps: from now on under torch's copies
+                optimizer.zero_grad(set_to_none=True)
+                loss = backward(self.student, changed, drawn, shown, self.mutates, scaled)
+            found.append(loss)
+            points.append(at)
+        return torch.cat(points), torch.cat(found), power
+
+    def _refuse_bad(self, phase: str, step: int, loss: float, power: float, before: Sequence[float], points: int) -> None:
+        if not math.isfinite(loss):
+            raise self._stopped(phase, step, f"the loss is {loss}")
+        if len(before) >= 2 * points:
+            start, now = sum(before[:points]) / points, sum(before[-points:]) / points
+            if now > max(DIVERGED * start, power):  # a base that is nearly right starts at next to nothing
+                raise self._stopped(phase, step, f"the loss grew from {start:.4g} to {now:.4g}")
+
+    def _stopped(self, phase: str, step: int, why: str) -> TrainingError:
+        kept = self.checkpoint is not None and self.checkpoint.exists()
+        where = f"; the last good state is kept in {self.checkpoint.name}" if kept and self.checkpoint else ""
+        return TrainingError(f"training stopped at step {step + 1} of {phase}: {why}{where}; lower the learning_rate")
+
+    def _keep(self, phase: str, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        assert self.checkpoint is not None
+        done = {f"done/{name}/{slot}.{which}": value for name, factors in self.finished.items() for slot, factor in factors.items()
+                for which, value in (("A", factor.down), ("B", factor.up))}  # fmt: skip
+        history = {
+            "history/points": torch.tensor(self.history.points),
+            "history/losses": torch.tensor(self.history.losses, dtype=torch.float64),
+        }
+        scales = {name: {slot: factor.scale for slot, factor in factors.items()} for name, factors in self.finished.items()}
+        told = {"identity": self.identity, "phase": phase, "step": step, "scales": scales, "mutates": self.mutates, **facts}
+        save_run(self.checkpoint, {**tensors, **done, **history}, told)
+
+    def _take_up(self, path: Path) -> None:
+        tensors, facts = load_run(path)
+        with whole(path):
+            self._check(path, facts["identity"])
+            self.history = History(tensors["history/points"].tolist(), tensors["history/losses"].tolist())
+            self.mutates = facts["mutates"]
+            for phase, scales in facts["scales"].items():
+                pairs = {slot: (tensors[f"done/{phase}/{slot}.A"], tensors[f"done/{phase}/{slot}.B"]) for slot in scales}
+                self.finished[phase] = {slot: Factor(a, b, scales[slot] * len(a), scales[slot], slot) for slot, (a, b) in pairs.items()}
+            if facts["phase"] not in self.finished:
+                self.kept = path, tensors, facts
+
+    def _check(self, path: Path, identity: Mapping[str, Any]) -> None:
+        for key in sorted(self.identity.keys() | identity.keys()):
+            mine, theirs = self.identity.get(key), identity.get(key)
+            if mine != theirs:
+                raise TrainingError(
+                    f"{path.name} holds a run with {key} {theirs}, this one has {mine}; set it back to go on, or choose another name or resume off"
+                )
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as they come back from JSON."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

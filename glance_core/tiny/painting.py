@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .. import sampling
 from ..errors import GlanceError
+from ..flux_names import diffusers_slots
 from ..lora_file import Factor
-from ..objectives import RowVelocity
+from ..objectives import NO_PROMPT, RowVelocity
 from ..phase_switch import LowRank, PhaseSwitch, PhaseWeights, phase_index
 from ..schedule import FAST, SLOW, PhaseSchedule
 from . import FOLDER, GUIDANCE, LATENT, load_model, load_words, teacher_sigmas
@@ -67,7 +68,7 @@ class Painter:
         """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): u + guidance (c - u), two forwards; one where guidance is 1."""
 
         def guided(x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
-            asked = slots[rows]
+            asked = torch.where((rows == NO_PROMPT)[:, None], ANY, slots[rows])
             if guidance == 1:
                 out: Tensor = self.model(x, sigma, *self.words(asked))
                 return out
@@ -106,7 +107,13 @@ class Painter:
 @contextmanager
 def carrying(model: torch.nn.Module, pair: Mapping[str, Mapping[str, Factor]], walked: PhaseSchedule) -> Iterator[sampling.Callback]:
     """The pair (phase -> module -> factor) on the model, for this schedule; yields the callback that switches it. Undone at the end."""
-    updates = [{name: (LowRank(f.down, f.up * f.scale),) for name, f in pair[phase].items()} for phase in (SLOW, FAST)]
+    parts = diffusers_slots(model)
+    updates: list[dict[str, list[LowRank]]] = []
+    for phase in (SLOW, FAST):
+        updates.append({})
+        for name, f in pair[phase].items():
+            module, start = (parts[name].module, parts[name].start) if name in parts else (name, 0)
+            updates[-1].setdefault(module, []).append(LowRank(f.down, f.up * f.scale, start))
     switch = PhaseSwitch(PhaseWeights(updates, torch.float32))
     device = next(model.parameters()).device
     switch.install(model, device)

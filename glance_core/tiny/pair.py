@@ -1,94 +1,185 @@
-"""Train a Slow and a Fast adapter for the tiny model, towards the teacher's own trajectories, and write them as a pair."""
+"""Train a Slow and a Fast adapter for the tiny model, say whether they are worth it, and write them as a pair."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..adapter_metadata import Trained
+from ..checkpoint import kept
 from ..errors import AdapterError
-from ..lora_file import Factor
-from ..lora_write import write_adapter
-from ..objectives import Trajectories, rollout
+from ..flux_names import diffusers_slots
+from ..lora_file import Factor, read_adapter
+from ..lora_layers import Lora, Slot
+from ..lora_write import PAIR_ENDS, new_folder, write_adapter, write_pair
+from ..metrics import psnr
+from ..objectives import OBJECTIVES, FlowMatching, Objective, Trajectories, rollout
 from ..progress import Progress
-from ..schedule import FAST, SLOW, Split, build_schedule
-from ..training import TrainingSettings, train_pair
+from ..run_files import RunFiles
+from ..schedule import FAST, SLOW, Split, build_schedule, split_steps
+from ..student import Student
+from ..targets import TINY, chosen
+from ..training import Outcome, Step, TrainingSettings, train_pair
+from ..verdict import Verdict
 from . import BASE, GUIDANCE, LADDER, teacher_sigmas
-from .methods import GLANCE, GLANCE_GUIDANCE, model_hash
-from .painting import Painter, draw_prompts
+from .examples import Examples
+from .methods import GLANCE, GLANCE_GUIDANCE, Method, model_hash
+from .painting import Painter, load_references, reference_prompts
 
-_ENDS = (f"_{SLOW}.safetensors", f"_{FAST}.safetensors")
-TARGETS = r"(double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)|single_blocks\.\d+\.linear[12])"
+TRAJECTORY, FOLDED, FLOW = OBJECTIVES
+
+
+@dataclass(frozen=True)
+class Way:
+    """The teacher steps that are walked; the student's guidance in training, and the one to sample with; learning rate and batch."""
+
+    split: Split
+    taught: float
+    guidance: float
+    learning_rate: float = 2e-3
+    batch: int = 8
+
+
+WAYS: Mapping[str, Way] = {
+    TRAJECTORY: Way(GLANCE, GLANCE_GUIDANCE, GLANCE_GUIDANCE),
+    FOLDED: Way(GLANCE, 1.0, 1.0),
+    FLOW: Way(split_steps(5, 5), 1.0, GUIDANCE, 5e-4, 4),  # as the paper has it: its split, and the plain conditional velocity
+}
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """prompts: how many of the training world the teacher paints; steps: of each phase; guidance: the student's own."""
+    """steps: of each phase; alpha, learning_rate and batch default to the rank and to the objective's own."""
 
+    objective: str = TRAJECTORY
     steps: int = 120
-    prompts: int = 64
-    noises: int = 1
-    split: Split = GLANCE
     rank: int = 16
-    learning_rate: float = 2e-3
-    batch: int = 8
-    guidance: float = GLANCE_GUIDANCE
+    alpha: float | None = None
+    learning_rate: float | None = None
+    batch: int | None = None
+    caption_dropout: float = 0.0
     seed: int = 0
+    save_every: int = 0
 
+    @property
+    def way(self) -> Way:
+        return WAYS[self.objective]
 
-def train(painter: Painter, settings: PairSettings) -> dict[str, dict[str, Factor]]:
-    """Factors by phase and module. The teacher walks its 50 steps for each prompt; then each phase learns its secants."""
-    prompts = draw_prompts(settings.prompts, 10_000 + settings.seed, "seen")
-    slots = prompts.slots.repeat(settings.noises, 1)
-    generator = torch.Generator().manual_seed(20_000 + settings.seed)
-    noise = torch.randn((len(slots), *prompts.noise.shape[1:]), generator=generator)
-    ladder = teacher_sigmas()
-    with Progress("teacher", len(slots) * (len(ladder) - 1)) as bar:
-        data: Trajectories = rollout(
-            painter.velocity(slots, GUIDANCE), noise, ladder, settings.split.steps, tick=lambda count: bar.step(count=count)
-        )
-    training = TrainingSettings(
-        TARGETS, settings.steps, settings.batch, settings.rank, settings.rank, settings.learning_rate, seed=settings.seed
-    )
-    with Progress("training", 2 * settings.steps) as bar:
-        return train_pair(
-            painter.model, painter.velocity(slots, settings.guidance), data, len(settings.split.slow), training,
-            lambda phase, step, loss: bar.step(f"{phase} loss {loss:.4f}"),
+    def training(self) -> TrainingSettings:
+        """Raises TrainingError for what cannot be trained with."""
+        way = self.way
+        return TrainingSettings(
+            Lora(self.rank, self.rank if self.alpha is None else self.alpha), self.steps, self.batch if self.batch is not None else way.batch,
+            learning_rate=self.learning_rate if self.learning_rate is not None else way.learning_rate,
+            caption_dropout=self.caption_dropout, seed=self.seed, save_every=self.save_every,
         )  # fmt: skip
 
 
+def train(painter: Painter, settings: PairSettings, examples: Examples, files: RunFiles | None = None) -> Outcome:
+    """The teacher walks its 50 steps for each example, or the picture is taken as it is; then each phase learns its part of the split.
+
+    files: where the run is kept, to be taken up again after a stop. Raises TrainingError.
+    """
+    training, way = settings.training(), settings.way
+    data: Objective
+    if settings.objective == FLOW:
+        ladder = teacher_sigmas()
+        data = FlowMatching(examples.latents, tuple(ladder[step] for step in way.split.steps))
+    else:
+        data = _teacher_runs(painter, examples, way.split, files)
+    student = Student(painter.model, painter.velocity(examples.slots, way.taught), slots(painter), "the embedded model")
+    with Progress("training", 2 * training.steps) as bar:
+
+        def report(step: Step) -> None:
+            done = step.step + (training.steps if step.phase == FAST else 0)
+            if not bar.done:
+                bar.done = bar.first = done - 1  # of a run that was taken up again
+            bar.step(f"{step.phase} loss {step.loss:.4f}", done - bar.done)
+
+        return train_pair(
+            student, data, len(way.split.slow), training, report, files.run if files else None, identity_of(settings, examples)
+        )  # fmt: skip
+
+
+def slots(painter: Painter) -> dict[str, Slot]:
+    """What a pair trains, by the names that diffusers has for it, so that its files load there too."""
+    parts = diffusers_slots(painter.model)
+    return {name: parts[name] for name in chosen(parts, TINY, BASE)}
+
+
+def _teacher_runs(painter: Painter, examples: Examples, split: Split, files: RunFiles | None) -> Trajectories:
+    """The teacher's states at the split's steps from the examples' noise; kept in `files`, and read from there if they are these very ones."""
+    ladder = teacher_sigmas()
+    bound = {"data": examples.digest(), "model": model_hash(), "split": str(split), "guidance": GUIDANCE, "ladder": [LADDER, ladder[1]]}
+
+    def walk() -> dict[str, Tensor]:
+        with Progress("teacher", len(examples) * (len(ladder) - 1)) as bar:
+            velocity = painter.velocity(examples.slots, GUIDANCE)
+            return {"states": rollout(velocity, examples.latents, ladder, split.steps, tick=lambda count: bar.step(count=count)).states}
+
+    states = (kept(files.teacher, bound, files.run, walk) if files else walk())["states"]
+    return Trajectories(states, torch.tensor([*(ladder[step] for step in split.steps), 0.0]))
+
+
+def identity_of(settings: PairSettings, examples: Examples) -> dict[str, Any]:
+    """What a run, besides its training settings, has to keep when it is taken up again."""
+    way = settings.way
+    return {
+        "objective": settings.objective, "model": model_hash(), "data": examples.digest(), "split": str(way.split),
+        "guidance": way.taught,
+    }  # fmt: skip
+
+
+def judged(painter: Painter, settings: PairSettings, factors: Mapping[str, Mapping[str, Factor]], count: int) -> Verdict:
+    """Pair and bare base on `count` unseen prompts, both on the pair's own ladder and guidance, beside the teacher's pictures."""
+    prompts, teacher = reference_prompts(count), load_references(count)
+    methods = [Method(name, settings.way.split, settings.way.guidance, with_pair=name == "pair") for name in ("base", "pair")]
+    with Progress("before and after", sum(method.forwards for method in methods) * count) as bar:
+
+        def painted(method: Method) -> Tensor:
+            return psnr(method.paint(painter, prompts, factors, lambda forwards: bar.step(method.name, forwards)), teacher)
+
+        base, pair = map(painted, methods)
+    return Verdict(pair, base, f"{count} unseen prompts")
+
+
 def write(
-    factors: Mapping[str, Mapping[str, Factor]], settings: PairSettings, folder: Path, name: str = "glance_tiny"
-) -> tuple[Path, Path]:
-    """Two new files `<name>_slow` and `<name>_fast`, with -2, -3, ... where these or a picture have the names. Raises AdapterError."""
+    factors: Mapping[str, Mapping[str, Factor]], settings: PairSettings, folder: Path, name: str = "glance_tiny",
+    examples: Examples | None = None, verdict: Verdict | None = None,
+) -> tuple[Path, Path]:  # fmt: skip
+    """The pair as two new files in the folder, made if need be; what is there of this very pair stays. Raises AdapterError."""
     new_folder(folder)
-    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
-    free = next(name for name in names if not any((folder / f"{name}{end}").exists() for end in (*_ENDS, ".png")))
-    files = [folder / f"{free}{end}" for end in _ENDS]
-    walked = build_schedule(teacher_sigmas(), settings.split)
-    stated = {**asdict(settings), "split": str(settings.split), "model": model_hash()}
+    way, training = settings.way, settings.training()
+    walked = build_schedule(teacher_sigmas(), way.split)
+    stated = {**asdict(replace(training, save_every=0)), "objective": settings.objective, "split": str(way.split), "guidance": way.taught,
+              "model": model_hash(), "data": examples.digest() if examples else None}  # fmt: skip
     common = Trained(
-        base=BASE, ladder=LADDER, teacher_steps=settings.split.teacher_steps, steps=str(settings.split), objective="trajectory",
-        guidance=settings.guidance, seed=settings.seed, pair=hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16],
+        base=BASE, ladder=LADDER, teacher_steps=way.split.teacher_steps, steps=str(way.split), objective=settings.objective,
+        guidance=way.guidance, seed=settings.seed, pair=hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16],
+        image_sha256=examples.image_sha256 if examples else None,
+        psnr_pair=round(float(verdict.pair.mean()), 4) if verdict else None,
+        psnr_base=round(float(verdict.base.mean()), 4) if verdict else None,
     )  # fmt: skip
     sigmas = {SLOW: walked.sigmas[: walked.slow_steps], FAST: walked.sigmas[walked.slow_steps : -1]}
-    for phase, file, partner in zip((SLOW, FAST), files, files[::-1], strict=True):
-        write_adapter(file, factors[phase], replace(common, phase=phase, sigmas=sigmas[phase], partner=partner.name))
-    return files[0], files[1]
+    slow, fast = (folder / f"{name}{end}" for end in PAIR_ENDS)
+    if examples is None or not _begun(slow, common):
+        return write_pair(folder, name, factors, common, sigmas)
+    if not fast.exists():  # the run was killed between the two
+        write_adapter(fast, factors[FAST], replace(common, phase=FAST, sigmas=sigmas[FAST], partner=slow.name))
+    return slow, fast
 
 
-def new_folder(folder: Path) -> None:
-    """Make the folder and see that files can be made in it. Raises AdapterError."""
+def _begun(slow: Path, pair: Trained) -> bool:
+    """Whether this is the Slow file of this pair already."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise AdapterError(f"{folder}: cannot be written into ({error.strerror}); choose another folder") from error
+        found = read_adapter(slow).trained
+    except AdapterError:
+        return False
+    return (found.pair, found.phase) == (pair.pair, SLOW)

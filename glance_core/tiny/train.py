@@ -24,9 +24,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
-from ..lora_write import publish
 from ..memory import keep_freed_memory
 from ..progress import Progress
+from ..tensor_file import write_new
 from .model import Flux, FluxConfig, initialise
 from .packing import pack
 from .words import ANY, SLOTS, TextTable
@@ -210,7 +210,7 @@ class Run:
         for part, file in reversed(FILES.items()):  # the transformer last: its file says that the run is done
             weights = {name.removeprefix(part): value.half() for name, value in self.average.items() if name.startswith(part)}
             if not (self.out / file).exists():  # of a run that was killed between the two
-                publish(self.out / file, weights, notes)
+                write_new(self.out / file, weights, notes)
 
 
 def _one_buffer(parameters: list[nn.Parameter]) -> Tensor:

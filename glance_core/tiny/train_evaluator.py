@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..lora_write import publish
 from ..progress import Progress
+from ..tensor_file import write_new
 from .evaluator import FEATURES, Evaluator, Reading, judge, objects_of, places_of, read
 from .words import COLOURS, SHAPES, TEXTURES
 from .world import Scenes, render, sample_scenes
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seconds": round(time.monotonic() - started),
         "accuracy": right,
     }
-    publish(options.out, state, {"glance_tiny": json.dumps(settings)})
+    write_new(options.out, state, {"glance_tiny": json.dumps(settings)})
     print(json.dumps(settings))
     return 0
 

@@ -1,0 +1,87 @@
+"""What a training run needs to go on after a crash: one safetensors file, replaced whole, never unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import TrainingError
+from .tensor_file import read_tensors, write_over
+
+_KEY, _FORMAT = "glance_run", 1
+_OPTIMIZER = "optimizer/"
+
+
+def save_run(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Tensors by name and what JSON can say. The file before stays whole until the new one is on the disk; never half of either."""
+    write_over(path, dict(tensors), {_KEY: json.dumps({"format": _FORMAT, **facts})})
+
+
+def load_run(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_run` wrote. Raises TrainingError for anything else."""
+    with whole(path):
+        tensors, metadata = read_tensors(path)
+        facts = json.loads(metadata[_KEY])
+        if facts.pop("format") != _FORMAT:
+            raise KeyError("format")
+    return tensors, facts
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Whatever is found missing or misshapen inside, the file is no checkpoint: TrainingError."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        why = str(error).split("\n")[0][:200]
+        raise TrainingError(f"{path.name} is no checkpoint of this version ({why}); delete it, or train under another name") from error
+
+
+def kept(path: Path, bound: Mapping[str, Any], run: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What `make` gave when it was last asked under the same `bound` values; else it is made anew and kept.
+
+    Raises TrainingError where another is kept that the unfinished `run` still needs, or where the file is none of ours.
+    """
+    asked = json.loads(json.dumps(bound))
+    if path.exists():
+        tensors, facts = load_run(path)
+        other = next((key for key, value in asked.items() if facts.get(key) != value), None)
+        if other is None:
+            return tensors
+        if run.exists():
+            raise TrainingError(
+                f"{path.name} holds the teacher's runs with {other} {str(facts.get(other))[:60]}, this run has {str(asked[other])[:60]}; set it "
+                "back to go on, or choose another name or resume off"
+            )
+    made = dict(make())
+    save_run(path, made, asked)
+    return made
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state, flat: `optimizer/<parameter>/<name>`; numbers become tensors."""
+    flat = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            flat[f"{_OPTIMIZER}{index}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return flat
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        if key.startswith(_OPTIMIZER):
+            index, name = key.removeprefix(_OPTIMIZER).split("/", 1)
+            state.setdefault(int(index), {})[name] = value.item() if value.dtype == torch.float64 and value.ndim == 0 else value
+    whole = optimizer.state_dict()
+    whole["state"] = state
+    optimizer.load_state_dict(whole)

@@ -1,0 +1,55 @@
+"""What a training run keeps on the disk until its pair is written, so that a stop at any moment costs little."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .lora_write import PAIR_ENDS, free_name
+
+RUN_ENDS = (".run.safetensors", ".teacher.safetensors")
+_STALE = 600  # seconds after which a half-written file belongs to nobody
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The checkpoint and the teacher's walks of one run, by the name of its pair."""
+
+    folder: Path
+    name: str
+
+    @property
+    def run(self) -> Path:
+        return self.folder / f"{self.name}{RUN_ENDS[0]}"
+
+    @property
+    def teacher(self) -> Path:
+        return self.folder / f"{self.name}{RUN_ENDS[1]}"
+
+    def sweep(self) -> None:
+        """Remove what killed runs of this name left half-written (`tensor_file`), once it is too old to be another run's at work."""
+        for end in (*RUN_ENDS, *PAIR_ENDS):
+            for left in self.folder.glob(f".{glob.escape(self.name + end)}.*.part"):
+                with contextlib.suppress(OSError):
+                    if time.time() - left.stat().st_mtime > _STALE:
+                        left.unlink()
+
+    def remove(self) -> None:
+        """The pair is written: nothing is left to go on with."""
+        for path in (self.run, self.teacher):
+            path.unlink(missing_ok=True)
+
+
+def run_files(folder: Path, name: str, resume: bool) -> RunFiles:
+    """The unfinished run of this name, or of name-2, name-3, ... where pairs have the names before; else a new one under a free name."""
+    if not resume:
+        return RunFiles(folder, free_name(folder, name, (*PAIR_ENDS, *RUN_ENDS)))
+    for count in itertools.count(1):
+        files = RunFiles(folder, name if count == 1 else f"{name}-{count}")
+        if files.run.exists() or files.teacher.exists() or not any((folder / f"{files.name}{end}").exists() for end in PAIR_ENDS):
+            break
+    return files

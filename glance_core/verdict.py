@@ -1,0 +1,48 @@
+"""Before and after: is the pair nearer to the teacher than the bare base is on the same ladder?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import TrainingError
+from .metrics import Measure, paired
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """PSNR (n,) to the teacher's results, in dB, of the pair and of the bare base, on `examples` (what they were: for the reader)."""
+
+    pair: Tensor
+    base: Tensor
+    examples: str
+
+    @property
+    def gain(self) -> float:
+        return float((self.pair - self.base).mean())
+
+    @property
+    def worse(self) -> bool:
+        return self.gain < 0
+
+    def __str__(self) -> str:
+        gain = f"{self.gain:+.2f}" if len(self.pair) < 2 else f"{self.gain:+.2f} ± {paired(self.pair, self.base).error:.2f}"
+        told = f"PSNR to the teacher on {self.examples}: pair {_mean(self.pair)} dB, bare base on the same ladder {_mean(self.base)} dB, {gain} dB"
+        if self.worse:
+            return f"WORSE THAN THE BARE BASE: {told}; use the base on this ladder without the pair, or train otherwise"
+        return told
+
+
+def latent_psnr(results: Tensor, teacher: Tensor) -> Tensor:
+    """PSNR (n,) in dB of latents (n, ...) to the teacher's, the peak being the range of all of the teacher's numbers; 100 dB at most."""
+    if results.shape != teacher.shape:
+        raise TrainingError(f"results of shape {tuple(results.shape)} cannot be compared with the teacher's {tuple(teacher.shape)}")
+    peak = float(teacher.max() - teacher.min()) or 1.0
+    error = ((results - teacher).double() / peak).flatten(1).square().mean(1)
+    return -10 * torch.log10(error.clamp(min=1e-10))
+
+
+def _mean(column: Tensor) -> str:
+    return f"{float(column.mean()):.2f}" if len(column) < 2 else f"{Measure.of(column).value:.2f} ± {Measure.of(column).error:.2f}"
