@@ -16,9 +16,12 @@ if ComfyExtension is not None:
             from .nodes.loader import LoadGlanceLoRA
             from .nodes.samplers import GlanceReferenceSampler, GlanceScheduler, PhaseSplitSampler
             from .nodes.tiny import GlanceTinyText, GlanceTinyVAE, offer_files
+            from .nodes.train import TrainGlanceAdapter
 
             offer_files()
-            return [LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, GlanceReferenceSampler, GlanceTinyText, GlanceTinyVAE]
+            return [
+                LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, TrainGlanceAdapter, GlanceReferenceSampler, GlanceTinyText, GlanceTinyVAE,
+            ]  # fmt: skip
 
     async def comfy_entrypoint():
         return GlanceExtension()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -157,6 +158,12 @@ def _update(name: str, module: str, factor: Factor, strength: float, rows: tuple
     return LowRank(factor.down, up, start)
 
 
+def fingerprint(patcher: Any) -> str:
+    """A hash of the names and shapes of the model's weights: equal for a model and its fine-tunes."""
+    shapes = sorted(f"{name} {tuple(p.shape)}" for name, p in patcher.model.diffusion_model.named_parameters())
+    return hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
+
+
 def key_map(patcher: Any) -> dict[str, Any]:
     """The host's map from the names a LoRA may use to the model's weights, or to slices of them."""
     return comfy.lora.model_lora_keys_unet(patcher.model, {})
@@ -233,7 +240,12 @@ def sample(
     return out | {"samples": result}
 
 
+def is_flow(patcher: Any) -> bool:
+    """Whether the model's sigmas are those of a flow, from 1 down."""
+    return isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+
+
 def refuse_unless_flow(patcher: Any, what: str) -> None:
-    """Raise ScheduleError if the model's sigmas are not those of a flow, from 1 down."""
-    if not isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST):
+    """Raise ScheduleError if the model is no flow model."""
+    if not is_flow(patcher):
         raise ScheduleError(f"{what} is for flow models, and {type(patcher.model).__name__} is none; choose schedule auto or model")

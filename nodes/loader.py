@@ -49,22 +49,25 @@ class LoadGlanceLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, slow_lora: str, fast_lora: str, slow_strength: float, fast_strength: float) -> io.NodeOutput:
-        slow, fast = (read_adapter(folder_paths.get_full_path_or_raise("loras", name)) for name in (slow_lora, fast_lora))
-        notes = check_pair(slow, fast)
-        keys = host.key_map(model)
-        found = [host.match(a, model, s, keys) for a, s in ((slow, slow_strength), (fast, fast_strength))]
-        trained = _trained(slow, fast)
-        carrying = pair.attach(model, [m.updates for m in found], trained)
-        text = _report(model, (slow, fast), (slow_strength, fast_strength), found, trained, notes)
-        for adapter, matched in zip((slow, fast), found, strict=True):
-            if matched.unmatched:
-                pair.log.warning(
-                    "Glance: %d modules of %s are not in the model, the first %s",
-                    len(matched.unmatched),
-                    adapter.name,
-                    matched.unmatched[0],
-                )
-        return io.NodeOutput(carrying, text)
+        paths = (folder_paths.get_full_path_or_raise("loras", name) for name in (slow_lora, fast_lora))
+        return io.NodeOutput(*load_pair(model, *paths, slow_strength, fast_strength))
+
+
+def load_pair(model: Any, slow_path: str, fast_path: str, slow_strength: float = 1.0, fast_strength: float = 1.0) -> tuple[Any, str]:
+    """(MODEL that carries the pair, report)."""
+    slow, fast = read_adapter(slow_path), read_adapter(fast_path)
+    notes = check_pair(slow, fast)
+    keys = host.key_map(model)
+    found = [host.match(a, model, s, keys) for a, s in ((slow, slow_strength), (fast, fast_strength))]
+    trained = _trained(slow, fast)
+    carrying = pair.attach(model, [m.updates for m in found], trained)
+    text = _report(model, (slow, fast), (slow_strength, fast_strength), found, trained, notes)
+    for adapter, matched in zip((slow, fast), found, strict=True):
+        if matched.unmatched:
+            pair.log.warning(
+                "Glance: %d modules of %s are not in the model, the first %s", len(matched.unmatched), adapter.name, matched.unmatched[0]
+            )
+    return carrying, text
 
 
 def _lora_input(phase: str, loras: list[str], tooltip: str) -> Any:
@@ -99,6 +102,12 @@ def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trai
             lines.append(f"  unmatched: and {len(matched.unmatched) - 5} more")
         lines += [f"  assumed: {item}" for item in adapter.assumed]
     lines += [f"note: {note}" for note in notes]
+    if trained.psnr_pair is not None and trained.psnr_base is not None:
+        worse = trained.psnr_pair < trained.psnr_base
+        lines.append(
+            f"when trained: {trained.psnr_pair:.2f} dB to the teacher, the bare base on the same ladder {trained.psnr_base:.2f} dB"
+            + (": WORSE than the bare base; set both strengths to 0 or leave the pair out" if worse else "")
+        )
     if trained.ladder or trained.steps:
         lines.append(
             f"schedule: {trained.ladder or 'ladder not stated'}, teacher steps {trained.steps or 'not stated'} of {trained.teacher_steps or 50}, from the file"

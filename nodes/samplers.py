@@ -19,7 +19,7 @@ from .pair import log, pair_of, tagged_sigmas, trained_of
 _MANY = 10_000
 
 
-def _schedule_inputs() -> list[Any]:
+def schedule_inputs() -> list[Any]:
     return [
         io.Combo.Input(
             "schedule", options=host.SCHEDULES, tooltip="The teacher's ladder. auto: what the pair was trained on, else by the model."
@@ -47,7 +47,7 @@ def _denoise_input() -> Any:
     )
 
 
-def _teacher_steps_input() -> Any:
+def teacher_steps_input() -> Any:
     return io.String.Input(
         "teacher_steps", default="", optional=True, advanced=True,
         placeholder="teacher steps, e.g. 1,3,5,7,9|11,21,31,41,50",
@@ -55,7 +55,7 @@ def _teacher_steps_input() -> Any:
     )  # fmt: skip
 
 
-def _validate_teacher_steps(teacher_steps: str | None) -> bool | str:
+def validate_teacher_steps(teacher_steps: str | None) -> bool | str:
     """True, or the sentence that says what is wrong with the text."""
     if not teacher_steps or not teacher_steps.strip():
         return True
@@ -95,8 +95,8 @@ class GlanceScheduler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model, best with its pair: the pair says which ladder it was trained on."),
                 io.Latent.Input("latent_image", tooltip="Its size decides the ladder's shift."),
-                *_schedule_inputs(),
-                _teacher_steps_input(),
+                *schedule_inputs(),
+                teacher_steps_input(),
                 _denoise_input(),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustom; they carry the boundary.")],
@@ -104,7 +104,7 @@ class GlanceScheduler(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, teacher_steps: str | None = None) -> bool | str:
-        return _validate_teacher_steps(teacher_steps)
+        return validate_teacher_steps(teacher_steps)
 
     @classmethod
     def execute(
@@ -141,16 +141,16 @@ class PhaseSplitSampler(io.ComfyNode):
                 io.Combo.Input(
                     "sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="euler is what pairs are trained for."
                 ),
-                *_schedule_inputs(),
+                *schedule_inputs(),
                 _denoise_input(),
-                _teacher_steps_input(),
+                teacher_steps_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
         )
 
     @classmethod
     def validate_inputs(cls, teacher_steps: str | None = None) -> bool | str:
-        return _validate_teacher_steps(teacher_steps)
+        return validate_teacher_steps(teacher_steps)
 
     @classmethod
     def execute(

@@ -1,6 +1,7 @@
 """Find a real ComfyUI and boot it in this process on the CPU, once."""
 
 import asyncio
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def boot(comfyui: Path) -> None:
         sys.argv = arguments
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 def load_pack() -> dict[str, type]:
@@ -48,4 +49,4 @@ def load_pack() -> dict[str, type]:
 def pack_module(name: str):
     """A module of the pack as ComfyUI imported it, e.g. `nodes.pair`."""
     load_pack()
-    return sys.modules[f"{str(PACK).replace('.', '_x_')}.{name}"]
+    return importlib.import_module(f"{str(PACK).replace('.', '_x_')}.{name}")

@@ -1,0 +1,253 @@
+"""One training run in the host: teacher, both phases, previews, the check before and after, and the files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..glance_core.adapter_metadata import Trained
+from ..glance_core.checkpoint import kept
+from ..glance_core.draws import History
+from ..glance_core.lora_file import Factor
+from ..glance_core.lora_layers import Slot
+from ..glance_core.lora_write import write_pair
+from ..glance_core.objectives import FlowMatching, Objective, RowVelocity, Trajectories, rollout
+from ..glance_core.phase_switch import LowRank, PhaseSwitch, PhaseWeights, phase_index
+from ..glance_core.run_files import RunFiles
+from ..glance_core.sampling import euler
+from ..glance_core.schedule import FAST, SLOW, PhaseSchedule, Split
+from ..glance_core.training import Step, TrainingSettings, train_pair
+from ..glance_core.verdict import Verdict, latent_psnr
+from . import host
+from . import student as glue
+from .live import Live, preview
+
+Pair = Mapping[str, Mapping[str, Factor]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained and how, with nothing left to be looked up. prompts: how many of `positive` are trained on, the rest is for the check;
+    runs: rollouts of the teacher; cfg: the teacher's guidance; keep: where the unfinished run lives."""
+
+    model: Any
+    positive: list[Any]
+    negative: list[Any]
+    latents: torch.Tensor
+    prompts: int
+    objective: str
+    slots: Mapping[str, Slot]
+    split: Split
+    kind: str
+    ladder: tuple[float, ...]
+    walked: PhaseSchedule
+    cfg: float
+    runs: int
+    checks: int
+    checkpointing: bool
+    offload: str
+    preview_every: int
+    settings: TrainingSettings
+    folder: Path
+    name: str
+    keep: RunFiles
+
+    @property
+    def student_cfg(self) -> float:
+        """The guidance that the pair is sampled with."""
+        return 1.0 if self.objective == "trajectory, fold guidance" else self.cfg
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run that is taken up again must share."""
+        return {
+            "model": host.fingerprint(self.model), "data": _hash([self.positive, self.negative, self.latents]), "objective": self.objective,
+            "schedule": self.kind, "teacher_steps": str(self.split), "sigmas": list(self.walked.sigmas), "cfg": self.cfg, "runs": self.runs,
+            "targets": hashlib.sha256("\n".join(self.slots).encode()).hexdigest()[:16],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """The files written, what came of the training, and what it took."""
+
+    files: tuple[Path, Path]
+    verdict: Verdict
+    history: History
+    seconds: float
+    steps_per_second: float
+
+
+def train(plan: Plan, live: Live) -> Result:
+    """Both phases of `plan`; the pair is on the disk afterwards. An interrupt keeps what is needed to go on."""
+    started = time.monotonic()
+    found: list[Any] = []
+
+    def work(conditioned: glue.Conditioned, latents: torch.Tensor) -> None:
+        teacher = conditioned.velocity(plan.cfg, range(plan.prompts))
+        objective = _objective(plan, teacher, latents, live)
+        # The paper's loss knows no guidance: it trains the conditional velocity.
+        cfg = 1.0 if plan.objective == "flow_matching" else plan.student_cfg
+        learner = glue.student(plan.model, conditioned, cfg, plan.slots, plan.checkpointing)
+        previews = _Previews(plan, conditioned, live)
+        live.stage("training", 2 * plan.settings.steps)
+        begun = time.monotonic()
+        done = train_pair(
+            learner,
+            objective,
+            plan.walked.slow_steps,
+            plan.settings,
+            previews.after,
+            plan.keep.run,
+            plan.identity,
+        )
+        speed = live.done / max(time.monotonic() - begun, 1e-9)
+        found.append((done, _check(plan, conditioned, done.factors, live), speed))
+
+    glue.run(plan.model, plan.positive, plan.negative, plan.latents, plan.settings.seed, plan.offload, _room(plan), work)
+    ((done, verdict, speed),) = found
+    files = _write(plan, done.factors, verdict)
+    plan.keep.remove()
+    return Result(files, verdict, done.history, time.monotonic() - started, speed)
+
+
+def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Live) -> Objective:
+    if plan.objective == "flow_matching":
+        return FlowMatching(latents.float(), plan.walked.sigmas[:-1], host.is_flow(plan.model))
+    noise = _noise(plan, plan.runs, plan.settings.seed)
+
+    def walk() -> dict[str, torch.Tensor]:
+        live.stage("teacher", plan.runs * (len(plan.ladder) - 1))
+        data = rollout(teacher, noise, plan.ladder, plan.split.steps, plan.settings.batch, live.step)
+        return {"states": data.states.cpu(), "sigmas": data.sigmas.cpu()}
+
+    tensors = kept(plan.keep.teacher, {**plan.identity, "seed": plan.settings.seed}, plan.keep.run, walk)
+    return Trajectories(tensors["states"].to(noise), tensors["sigmas"].to(noise))
+
+
+def _check(plan: Plan, conditioned: glue.Conditioned, factors: Pair, live: Live) -> Verdict:
+    """Teacher, base and pair from the same unseen noise, on prompts that were not trained where there are any."""
+    unseen = range(plan.prompts, len(plan.positive))
+    among, what = (unseen, "prompts") if unseen else (range(plan.prompts), "unseen noises of the training prompts")
+    rows = torch.arange(plan.checks)
+    noise = _noise(plan, plan.checks, plan.settings.seed + 7919)  # no seed of a training row: those count up from the seed's own generator
+    live.stage("checking", plan.checks * (len(plan.ladder) - 1 + 2 * plan.walked.steps))
+    teacher = rollout(conditioned.velocity(plan.cfg, among), noise, plan.ladder, (0,), plan.settings.batch, live.step).states[-1]
+    velocity = conditioned.velocity(plan.student_cfg, among)
+    results = [_sampled(plan, velocity, noise, rows, pair, live.step) for pair in (factors, None)]
+    pair, base = (latent_psnr(latents, teacher).cpu() for latents in results)
+    return Verdict(pair, base, f"{plan.checks} {'unseen ' if unseen else ''}{what}, in latents")
+
+
+def _sampled(
+    plan: Plan, velocity: RowVelocity, noise: torch.Tensor, rows: torch.Tensor, pair: Pair | None, tick: Callable[[int], None]
+) -> torch.Tensor:
+    """The student's walk from this noise, with the pair (phases it lacks: the bare base) or without."""
+    phases = [_updates(pair.get(phase, {}) if pair else {}, plan.slots) for phase in (SLOW, FAST)]
+    switch = PhaseSwitch(PhaseWeights(phases, host.compute_dtype(plan.model)))
+    out = []
+    with torch.no_grad():
+        switch.install(plan.model.model, plan.model.load_device)
+        try:
+            for batch in rows.split(plan.settings.batch):
+
+                def at(x: torch.Tensor, sigma: float, batch: torch.Tensor = batch) -> torch.Tensor:
+                    switch.select(phase_index(sigma, (plan.walked.threshold,)))
+                    tick(len(batch))
+                    return velocity(x, x.new_full((len(batch),), sigma), batch)
+
+                out.append(euler(at, noise[batch], plan.walked.sigmas))
+        finally:
+            switch.remove()
+    return torch.cat(out)
+
+
+def _updates(factors: Mapping[str, Factor], slots: Mapping[str, Slot]) -> dict[str, list[LowRank]]:
+    updates: dict[str, list[LowRank]] = {}
+    for name, factor in factors.items():
+        updates.setdefault(slots[name].module, []).append(LowRank(factor.down, factor.up * factor.scale, slots[name].start))
+    return updates
+
+
+class _Previews:
+    """What happens after each step: progress, and now and then a picture through the pair as it is."""
+
+    def __init__(self, plan: Plan, conditioned: glue.Conditioned, live: Live):
+        self.plan, self.live = plan, live
+        self.velocity = conditioned.velocity(plan.student_cfg, range(plan.prompts))
+        self.noise = _noise(plan, 1, plan.settings.seed + 104_729)
+        self.painted = 0
+
+    def after(self, step: Step) -> None:
+        done = step.step + (step.steps if step.phase == FAST else 0)
+        picture = None
+        if self.plan.preview_every and done - self.painted >= self.plan.preview_every:
+            self.painted = done
+            latent = _sampled(self.plan, self.velocity, self.noise, torch.zeros(1, dtype=torch.long), step.factors(), self.live.still)
+            picture = preview(self.plan.model, latent)
+        self.live.at(done, f"{step.phase} {step.step}/{step.steps}, loss {step.loss:.4g}", picture)
+
+
+def _write(plan: Plan, factors: Pair, verdict: Verdict) -> tuple[Path, Path]:
+    walked = plan.walked
+    about = {**plan.identity, **asdict(plan.settings)}
+    common = Trained(
+        base=host.architecture(plan.model), fingerprint=host.fingerprint(plan.model), ladder=plan.kind, teacher_steps=plan.split.teacher_steps,
+        steps=str(plan.split), objective=plan.objective, guidance=plan.student_cfg, seed=plan.settings.seed,
+        pair=hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        image_sha256=_hash([plan.latents]) if plan.objective == "flow_matching" else None,
+        psnr_pair=float(verdict.pair.mean()), psnr_base=float(verdict.base.mean()),
+    )  # fmt: skip
+    sigmas = {SLOW: walked.sigmas[: walked.slow_steps], FAST: walked.sigmas[walked.slow_steps : -1]}
+    return write_pair(plan.folder, plan.name, factors, common, sigmas)
+
+
+def _noise(plan: Plan, count: int, seed: int) -> torch.Tensor:
+    """Where the ladder starts (count, ...), drawn on the CPU."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    noise = torch.randn((count, *plan.latents.shape[1:]), generator=generator).to(plan.model.load_device)
+    sigma = torch.tensor([plan.ladder[0]], device=noise.device)
+    started: torch.Tensor = plan.model.get_model_object("model_sampling").noise_scaling(sigma, noise, torch.zeros_like(noise), True)
+    return started
+
+
+def _room(plan: Plan) -> int:
+    """Bytes that training needs beside the weights, roughly: the host's own figure for a forward four times, what is kept of each block
+    (its inputs, or 34 bytes per number of the hidden state: Korthikanti et al., arXiv 2205.05198, section 4), adapters and optimiser."""
+    model = plan.model.model
+    hidden = max((slot.inside for slot in plan.slots.values()), default=0)
+    frames = plan.latents.shape[2] if plan.latents.ndim == 5 else 1
+    tokens = frames * host.latent_tokens(tuple(plan.latents.shape)) + 512
+    blocks = len(glue.blocks_of(model.diffusion_model))
+    adapters = sum(plan.settings.lora.rank * (slot.inside + slot.outside) for slot in plan.slots.values())
+    forward = model.memory_required([plan.settings.batch, *plan.latents.shape[1:]])
+    return int(4 * forward + plan.settings.batch * blocks * tokens * hidden * (4 if plan.checkpointing else 34) + 16 * adapters)
+
+
+def _hash(value: Any) -> str:
+    """Of nested lists and dictionaries of tensors and plain values."""
+    digest = hashlib.sha256()
+
+    def add(item: Any) -> None:
+        if isinstance(item, torch.Tensor):
+            digest.update(f"{item.dtype}{tuple(item.shape)}".encode())
+            digest.update(item.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if item.numel() else b"")
+        elif isinstance(item, dict):
+            for key in sorted(item, key=str):
+                digest.update(str(key).encode())
+                add(item[key])
+        elif isinstance(item, (list, tuple)):
+            for inner in item:
+                add(inner)
+        elif isinstance(item, (str, int, float, bool, type(None))):
+            digest.update(repr(item).encode())
+
+    add(value)
+    return digest.hexdigest()[:32]
