@@ -26,6 +26,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "host"))
 import comfyui
 
+from glance_core.targets import chosen
+
 SLOW, FAST, RANK, TEXT_TOKENS, LATENT = 5, 5, 32, 64, (1, 16, 1, 64, 64)
 METHODS = ("base", "phase_split", "chained", "core_hooks", "core_bypass")
 EXPLAINED = {
@@ -35,9 +37,6 @@ EXPLAINED = {
     "core_hooks": "LoRA hooks with keyframes",
     "core_bypass": "bypass LoRA; one adapter for all steps, it cannot switch",
 }
-# The reference's Qwen-Image targets (facts: CSU-JPG/Glance at 88bac37).
-TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
-           "attn.to_add_out", "img_mlp.net.2", "img_mod.1", "txt_mlp.net.2", "txt_mod.1")  # fmt: skip
 
 
 class Bench:
@@ -60,7 +59,7 @@ class Bench:
         self.files = {}
         for phase in ("slow", "fast"):
             tensors = {}
-            for name in (f"transformer_blocks.0.{target}" for target in TARGETS):
+            for name in chosen(modules, "paper", "qwen-image"):
                 inside, outside = modules[name].in_features, modules[name].out_features
                 down, up = torch.randn((RANK, inside), generator=generator) / inside**0.5, torch.randn((outside, RANK), generator=generator)
                 tensors[f"diffusion_model.{name}.lora_A.weight"] = down.to(torch_dtype)

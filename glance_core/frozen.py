@@ -52,6 +52,8 @@ class FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Layer, *factors: Tensor) -> Tensor:
         y = layer.forward(x)
+        if y._is_view():  # torch's linear gives a view of its flat result, and a view from here could not be written into by the model
+            y = torch.ops.aten._unsafe_view(y, y.shape)
         ctx.layer = layer
         if not factors:
             ctx.shape = x.shape

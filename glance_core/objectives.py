@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import GlanceError
+from .sampling import euler, multistep
 
 OBJECTIVES = ("trajectory", "trajectory, fold guidance", "flow_matching")
 NO_PROMPT = -1
@@ -94,27 +95,41 @@ class Trajectories:
 
 @torch.no_grad()
 def rollout(
-    velocity: RowVelocity, noise: Tensor, ladder: Sequence[float], points: Sequence[int], batch: int = 64, tick: Progressed | None = None
+    velocity: RowVelocity,
+    noise: Tensor,
+    ladder: Sequence[float],
+    points: Sequence[int],
+    batch: int = 64,
+    tick: Progressed | None = None,
+    visited: Sequence[int] | None = None,
 ) -> Trajectories:
     """Walk the teacher's whole `ladder` by Euler from `noise` (n, ...), and keep its states before the steps `points` and at the end.
 
-    tick(pictures) is called after every step of a batch. States are fp32.
+    visited: only these steps of the ladder, in second order (two-step Adams-Bashforth), for a cheaper teacher whose error is to be measured
+    first; they hold 0 and all points. tick(pictures) is called after every step of a batch. States are fp32.
     """
     last = len(ladder) - 1
     if not points or points[0] < 0 or points[-1] >= last or list(points) != sorted(set(points)):
         raise GlanceError(f"teacher steps {list(points)} must rise and lie from 0 to {last - 1}")
+    steps = list(range(last)) if visited is None else sorted(visited)
+    if not {0, *points} <= set(steps) or steps[-1] >= last:
+        raise GlanceError(f"the visited teacher steps {steps} must hold 0 and {list(points)} and end below {last}")
+    sigmas = [*(ladder[step] for step in steps), ladder[last]]
     states = noise.new_empty((len(points) + 1, *noise.shape))
-    wanted = {step: i for i, step in enumerate(points)}
+    wanted = {steps.index(step): i for i, step in enumerate(points)}
     for rows in torch.split(torch.arange(len(noise)), batch):
-        x = noise[rows]
-        for step in range(last):
-            if step in wanted:
-                states[wanted[step], rows] = x
-            sigma = noise.new_full((len(rows),), ladder[step])
-            x = x + (ladder[step + 1] - ladder[step]) * velocity(x, sigma, rows)
+
+        def at(x: Tensor, sigma: float, rows: Tensor = rows) -> Tensor:
+            slope = velocity(x, noise.new_full((len(rows),), sigma), rows)
             if tick:
                 tick(len(rows))
-        states[-1, rows] = x
+            return slope
+
+        def keep(step: int, x: Tensor, sigma: float, rows: Tensor = rows) -> None:
+            if step in wanted:
+                states[wanted[step], rows] = x
+
+        states[-1, rows] = (euler if visited is None else multistep)(at, noise[rows], sigmas, keep)
     return Trajectories(states, noise.new_tensor([*(ladder[step] for step in points), 0.0]))
 
 

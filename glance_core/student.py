@@ -20,7 +20,8 @@ from .recompute import recomputed
 @dataclass(frozen=True)
 class Student:
     """The model in training. velocity runs it, guidance included; slots are what gets a LoRA; blocks are recomputed in backward (none: all
-    activations are kept). weight_of and others: how a host gets at a layer's weight, and the forwards of layers without a LoRA."""
+    activations are kept); mutates: it writes into what autograd keeps. weight_of and others: how a host gets at a layer's weight, and the
+    forwards of layers without a LoRA."""
 
     model: nn.Module
     velocity: RowVelocity
@@ -29,6 +30,7 @@ class Student:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     half: bool = False
     blocks: Mapping[str, nn.Module] | None = None
+    mutates: bool = False
     weight_of: Callable[[nn.Module], WeightOf | None] | None = None
     others: Callable[[frozenset[str]], Forwards] | None = None
 

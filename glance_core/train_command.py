@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--caption", metavar="TEXT", help="the only prompt, or what is on the picture")
     parser.add_argument("--image", type=Path, metavar="FILE", help="the picture, for flow_matching")
-    parser.add_argument("--noises", type=int, help="runs of the teacher for each prompt (default: so many that there are at least 16)")
+    parser.add_argument("--noises", type=int, help="runs of the teacher for each prompt (default: so many that there are at least 192)")
     parser.add_argument("--steps", type=int, default=120, help="of each phase (default 120)")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters (default 16)")
     parser.add_argument("--alpha", type=float, help="scales them by alpha / rank (default: the rank)")

@@ -137,7 +137,7 @@ class _Run:
         self.points = {SLOW: range(slow_steps), FAST: range(slow_steps, len(objective.points))}
         self.finished: dict[str, dict[str, Factor]] = {}
         self.history = History()
-        self.mutates = False
+        self.mutates = student.mutates
         self.kept: tuple[Path, dict[str, Tensor], dict[str, Any]] | None = None
         if checkpoint is not None and checkpoint.exists():
             self._take_up(checkpoint)
@@ -214,18 +214,28 @@ class _Run:
             at, rows, shown = draws.next()
             drawn = self.objective.draw(at, rows, draws.generator)
             power += float(drawn[2].float().square().mean()) / self.settings.accumulation
-            try:
-                fresh = (drawn[0].clone(), *drawn[1:]) if not self.history.losses else drawn  # the first try may spoil it
-                loss = backward(self.student, changed, fresh, shown, self.mutates, scaled)
-            except RuntimeError as error:
-                if self.mutates or found or "modified by an inplace operation" not in str(error):
-                    raise
-                self.mutates = True  # the model writes into what autograd keeps: from now on under torch's copies
-                optimizer.zero_grad(set_to_none=True)
+            loss = None
+            if not self.mutates and not found:
+                loss = self._tried(changed, (drawn[0].clone(), *drawn[1:]), shown, scaled)
+                self.mutates = loss is None
+            if loss is None:
+                if not found:  # what the failed try left behind
+                    optimizer.zero_grad(set_to_none=True)
                 loss = backward(self.student, changed, drawn, shown, self.mutates, scaled)
             found.append(loss)
             points.append(at)
         return torch.cat(points), torch.cat(found), power
+
+    def _tried(
+        self, changed: Forwards, drawn: tuple[Tensor, Tensor, Tensor], rows: Tensor, scaled: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        """The losses; None where the model turns out to write into what autograd keeps."""
+        try:
+            return backward(self.student, changed, drawn, rows, False, scaled)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            return None
 
     def _refuse_bad(self, phase: str, step: int, loss: float, power: float, before: Sequence[float], points: int) -> None:
         if not math.isfinite(loss):

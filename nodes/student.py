@@ -29,6 +29,9 @@ from ..glance_core.targets import PRESETS, any_chosen, chosen
 from . import host
 
 ROOT = "diffusion_model"
+# Their blocks leave what autograd keeps alone. Others may write into it, as FLUX's do: torch then keeps copies, which costs time alone; to
+# find it out by a failing step would cost its memory for good (torch's graph of a failed backward holds itself).
+_CLEAN = ("qwen-image", "sd3", "wan", "lumina2", "sd1", "sd2", "sdxl")
 OFFLOADS = ["auto", "all", "none"]
 
 
@@ -120,8 +123,8 @@ def _prepared(offload: str, room: int, executor: Any, model: Any, noise_shape: A
     ]
     comfy.model_management.free_memory(1e30, model.load_device, keep_loaded=mine)
     shape = list(noise_shape)
-    if offload == "auto":
-        one = max(1, comfy.sampler_helpers.estimate_memory(model, [1, *shape[1:]], conds)[0])
+    if offload == "auto":  # the host's loader leaves what its minimum says, which counts the pictures
+        one = max(1, comfy.sampler_helpers.estimate_memory(model, [1, *shape[1:]], conds)[1])
         shape[0] = max(shape[0], -(-room // one))
     kwargs |= {"force_full_load": offload == "none", "force_offload": offload == "all"}
     return executor(model, shape, conds, *args, **kwargs)
@@ -160,7 +163,7 @@ def student(patcher: Any, conditioned: Conditioned, cfg: float, trained: Mapping
     model = patcher.model
     return Student(
         model, conditioned.velocity(cfg), trained, f"{type(model).__name__} ({here})", patcher.load_device,
-        host.compute_dtype(patcher) == torch.float16, blocks_of(model.diffusion_model) if checkpointing else None,
+        host.compute_dtype(patcher) == torch.float16, blocks_of(model.diffusion_model) if checkpointing else None, here not in _CLEAN,
         weight_of, partial(_others, model),
     )  # fmt: skip
 

@@ -107,11 +107,6 @@ class TrainGlanceAdapter(io.ComfyNode):
         return validate_teacher_steps(teacher_steps)
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs: Any) -> str:
-        """The same inputs need not be trained again."""
-        return ""
-
-    @classmethod
     def execute(cls, model: list[Any], latent: list[Any], positive: list[Any], **inputs: Any) -> io.NodeOutput:
         lists = {key: inputs.pop(key, None) for key in ("negative", "check_prompts")}
         chosen = {key: value[0] for key, value in inputs.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -219,16 +220,16 @@ def _noise(plan: Plan, count: int, seed: int) -> torch.Tensor:
 
 
 def _room(plan: Plan) -> int:
-    """Bytes that training needs beside the weights, roughly: the host's own figure for a forward four times, what is kept of each block
-    (its inputs, or 34 bytes per number of the hidden state: Korthikanti et al., arXiv 2205.05198, section 4), adapters and optimiser."""
-    model = plan.model.model
-    hidden = max((slot.inside for slot in plan.slots.values()), default=0)
+    """Bytes that training needs beside the weights: adapters, their gradients and optimiser state, and per number of the hidden state what
+    each block keeps (its inputs, or all of it) and what one block works with. The figures are `python -m benchmarks.memory`'s, rounded up."""
+    widths = Counter(slot.inside for slot in plan.slots.values())
     frames = plan.latents.shape[2] if plan.latents.ndim == 5 else 1
     tokens = frames * host.latent_tokens(tuple(plan.latents.shape)) + 512
-    blocks = len(glue.blocks_of(model.diffusion_model))
+    blocks = len(glue.blocks_of(plan.model.model.diffusion_model))
+    forwards = plan.settings.batch * (2 if plan.student_cfg != 1 else 1)
     adapters = sum(plan.settings.lora.rank * (slot.inside + slot.outside) for slot in plan.slots.values())
-    forward = model.memory_required([plan.settings.batch, *plan.latents.shape[1:]])
-    return int(4 * forward + plan.settings.batch * blocks * tokens * hidden * (4 if plan.checkpointing else 34) + 16 * adapters)
+    per_number = (blocks * (2 if plan.checkpointing else 46) + 64) * host.compute_dtype(plan.model).itemsize // 2
+    return forwards * tokens * widths.most_common(1)[0][0] * per_number + 16 * adapters
 
 
 def _hash(value: Any) -> str:

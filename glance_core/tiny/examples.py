@@ -20,7 +20,7 @@ from .painting import draw_prompts
 from .words import parse
 from .world import RESOLUTION
 
-LEAST_RUNS = 16  # of the teacher: fewer prompts get several noises each
+LEAST_RUNS = 192  # of the teacher: fewer prompts get several noises each
 _PROMPT_SEED, _NOISE_SEED = 10_000, 20_000
 _LONGEST = 1_000_000  # bytes of a file of prompts
 
@@ -71,7 +71,7 @@ def read_prompts(path: Path) -> Tensor:
 
 
 def with_noise(slots: Tensor, seed: int, noises: int | None = None) -> Examples:
-    """Every prompt with `noises` of its own (default: so many that there are at least 16 runs)."""
+    """Every prompt with `noises` of its own (default: so many that there are at least 192 runs)."""
     noises = max(1, math.ceil(LEAST_RUNS / len(slots))) if noises is None else noises
     if noises < 1:
         raise GlanceError(f"noises is {noises}; give each prompt at least 1")

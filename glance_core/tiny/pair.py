@@ -23,14 +23,14 @@ from ..metrics import psnr
 from ..objectives import OBJECTIVES, FlowMatching, Objective, Trajectories, rollout
 from ..progress import Progress
 from ..run_files import RunFiles
-from ..schedule import FAST, SLOW, Split, build_schedule, split_steps
+from ..schedule import FAST, SLOW, TEACHER_STEPS, Split, build_schedule, split_steps
 from ..student import Student
 from ..targets import TINY, chosen
 from ..training import Outcome, Step, TrainingSettings, train_pair
 from ..verdict import Verdict
 from . import BASE, GUIDANCE, LADDER, teacher_sigmas
 from .examples import Examples
-from .methods import GLANCE, GLANCE_GUIDANCE, Method, model_hash
+from .methods import GLANCE, Method, model_hash
 from .painting import Painter, load_references, reference_prompts
 
 TRAJECTORY, FOLDED, FLOW = OBJECTIVES
@@ -47,8 +47,12 @@ class Way:
     batch: int = 8
 
 
+# The teacher that is learnt from walks every third of its steps, and those of the split, in second order: 44.6 ± 1.2 dB to the real one on 24
+# prompts, where a pair comes to 29, for 40 forwards instead of 100.
+VISITED = tuple(sorted({*range(0, TEACHER_STEPS, 3), *GLANCE.steps}))
+
 WAYS: Mapping[str, Way] = {
-    TRAJECTORY: Way(GLANCE, GLANCE_GUIDANCE, GLANCE_GUIDANCE),
+    TRAJECTORY: Way(GLANCE, 3.0, 3.0),  # 2.5, 3, 3.5, 4 gain 0.63, 0.92, 0.82, 0.50 dB over the bare base at its best, 2.5 (192 prompts)
     FOLDED: Way(GLANCE, 1.0, 1.0),
     FLOW: Way(split_steps(5, 5), 1.0, GUIDANCE, 5e-4, 4),  # as the paper has it: its split, and the plain conditional velocity
 }
@@ -117,12 +121,17 @@ def slots(painter: Painter) -> dict[str, Slot]:
 def _teacher_runs(painter: Painter, examples: Examples, split: Split, files: RunFiles | None) -> Trajectories:
     """The teacher's states at the split's steps from the examples' noise; kept in `files`, and read from there if they are these very ones."""
     ladder = teacher_sigmas()
-    bound = {"data": examples.digest(), "model": model_hash(), "split": str(split), "guidance": GUIDANCE, "ladder": [LADDER, ladder[1]]}
+    visited = sorted({*VISITED, *split.steps})
+    bound = {
+        "data": examples.digest(), "model": model_hash(), "split": str(split), "guidance": GUIDANCE, "ladder": [LADDER, ladder[1]],
+        "visited": visited,
+    }  # fmt: skip
 
     def walk() -> dict[str, Tensor]:
-        with Progress("teacher", len(examples) * (len(ladder) - 1)) as bar:
+        with Progress("teacher", len(examples) * len(visited)) as bar:
             velocity = painter.velocity(examples.slots, GUIDANCE)
-            return {"states": rollout(velocity, examples.latents, ladder, split.steps, tick=lambda count: bar.step(count=count)).states}
+            walked = rollout(velocity, examples.latents, ladder, split.steps, tick=lambda count: bar.step(count=count), visited=visited)
+            return {"states": walked.states}
 
     states = (kept(files.teacher, bound, files.run, walk) if files else walk())["states"]
     return Trajectories(states, torch.tensor([*(ladder[step] for step in split.steps), 0.0]))

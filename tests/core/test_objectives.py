@@ -1,5 +1,6 @@
 """What the student is trained towards: the teacher's secants, and the paper's flow matching."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -128,3 +129,22 @@ def test_a_model_that_is_no_flow_learns_the_noise():
     data, points, rows, (x, _, target) = drawn(flow=False)
     for i in range(5):
         assert torch.allclose(x[i], data.latents[rows[i]] + SIGMAS[points[i]] * target[i], atol=1e-6)
+
+
+def test_a_teacher_that_visits_fewer_steps_is_of_second_order():
+    """dx/dsigma = x has the solution x0 exp(sigma - 1): three times as many steps divide the error by nine."""
+    noise, errors = torch.ones(2, 3, dtype=torch.float64), []
+    for steps in (30, 90):
+        ladder = shifted_ladder(steps, 1.0)
+        data = rollout(lambda x, sigma, rows: x, noise, ladder, (0, steps // 3), visited=range(0, steps, 2))
+        exact = torch.tensor([1.0, ladder[steps // 3], 0.0], dtype=torch.float64).sub(1).exp()
+        assert torch.equal(data.states[0], noise)
+        errors.append(float((data.states[:, 0, 0] - exact).abs().max()))
+    assert 7 < errors[0] / errors[1] < 11
+    whole = rollout(lambda x, sigma, rows: x, noise, shifted_ladder(90, 1.0), (0,))
+    assert errors[1] < 0.2 * float((whole.states[-1] - math.exp(-1)).abs().max())  # half the steps, and nearer than Euler
+
+
+def test_visited_steps_that_leave_a_point_out_are_refused():
+    with pytest.raises(GlanceError, match=r"must hold 0 and \[0, 5\]"):
+        rollout(lambda x, sigma, rows: x, torch.ones(1, 2), shifted_ladder(10, 1.0), (0, 5), visited=(0, 4))

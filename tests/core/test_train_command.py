@@ -341,8 +341,8 @@ def test_a_file_without_prompts_is_refused(tmp_path, content, said):
     assert str(file) in str(told.value) and said in str(told.value)
 
 
-def test_every_prompt_has_noises_of_its_own_at_least_sixteen_in_all():
-    for count, expected in ((1, 16), (3, 18), (16, 16), (40, 40)):
+def test_every_prompt_has_noises_of_its_own_at_least_192_in_all():
+    for count, expected in ((1, 192), (5, 195), (192, 192), (200, 200)):
         examples = with_noise(drawn(count, 0), 0)
         assert len(examples) == expected and len(torch.unique(examples.latents.flatten(1), dim=0)) == expected
         assert [int((examples.slots == row).all(1).sum()) for row in torch.unique(examples.slots, dim=0)].count(0) == 0

@@ -34,7 +34,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base),
              "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"],
-            cwd=conftest.FOUND, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}, stdout=self.log, stderr=subprocess.STDOUT,
+            cwd=conftest.FOUND, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}, stdout=self.log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         for _ in range(600):
             if self.process.poll() is not None:

@@ -11,6 +11,8 @@ from diffusers.loaders import FluxLoraLoaderMixin, QwenImageLoraLoaderMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from glance_core import targets
+
 
 def diffusers_flux():
     return FluxTransformer2DModel(
@@ -38,24 +40,10 @@ FLUX_ALL = [
     "proj_mlp",
     "proj_out",
 ]
-QWEN_PAPER = [
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
-    "img_mlp.net.2",
-    "img_mod.1",
-    "txt_mlp.net.2",
-    "txt_mod.1",
-]
 MADE_BY = {
-    "flux": (diffusers_flux, FluxLoraLoaderMixin, ["to_q", "to_k", "to_v", "to_out.0"]),  # the paper's targets
+    "flux": (diffusers_flux, FluxLoraLoaderMixin, list(targets.FLUX)),  # the paper's targets
     "flux, more targets": (diffusers_flux, FluxLoraLoaderMixin, FLUX_ALL),
-    "qwen-image": (diffusers_qwen, QwenImageLoraLoaderMixin, QWEN_PAPER),
+    "qwen-image": (diffusers_qwen, QwenImageLoraLoaderMixin, list(targets.QWEN_IMAGE)),
 }  # fmt: skip
 
 
