@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import glob
 import itertools
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from .lora_write import PAIR_ENDS, free_name
+from .tensor_file import PART
 
 RUN_ENDS = (".run.safetensors", ".teacher.safetensors")
 _STALE = 600  # seconds after which a half-written file belongs to nobody
@@ -33,10 +35,10 @@ class RunFiles:
     def sweep(self) -> None:
         """Remove what killed runs of this name left half-written (`tensor_file`), once it is too old to be another run's at work."""
         for end in (*RUN_ENDS, *PAIR_ENDS):
-            for left in self.folder.glob(f".{glob.escape(self.name + end)}.*.part"):
+            for left in self.folder.glob(f".{glob.escape(self.name + end)}.*{PART}"):
                 with contextlib.suppress(OSError):
                     if time.time() - left.stat().st_mtime > _STALE:
-                        left.unlink()
+                        shutil.rmtree(left, ignore_errors=True)
 
     def remove(self) -> None:
         """The pair is written: nothing is left to go on with."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from .errors import AdapterError
 
+PART = ".part"  # ends the name of what is still being written
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
 
 
@@ -78,24 +80,26 @@ def write_over(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mappin
 
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], take_name: Callable[[str], None]) -> None:
-    """Write beside the target, flush to the disk, then give it its name: a reader never sees half a file."""
+    """Write beside the target, flush to the disk, then give it its name: a reader never sees half a file.
+
+    In a hidden folder of its own, since the library writes through a nameless file of its own too, which a kill would leave behind.
+    """
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
+        beside = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
     except OSError as error:
         raise AdapterError(f"{path}: cannot be written ({error.strerror}); choose a folder that exists and is writable") from error
+    temporary = os.path.join(beside, "whole")
     try:
         save_file(dict(tensors), temporary, metadata=dict(metadata))
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # as any new file; a temporary one is its maker's alone
+        os.chmod(temporary, 0o666 & ~_umask())  # as any new file
         take_name(temporary)
     except (OSError, SafetensorError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise AdapterError(f"{path}: cannot be written ({why}); free some space or choose another folder or name") from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        shutil.rmtree(beside, ignore_errors=True)
     _sync_folder(path.parent)
 
 

@@ -131,7 +131,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_an_unbroken_one(fo
 def test_what_kills_leave_half_written_does_not_pile_up(forked, prompts, tmp_path):
     old = [tmp_path / f".glance_tiny{end}.x{i}.part" for i in range(3) for end in (".run.safetensors", ".teacher.safetensors")]
     for path in old:
-        path.write_bytes(b"half")
+        path.mkdir()
+        (path / ".tmpHalf").write_bytes(b"half")
         os.utime(path, (time.time() - 3600,) * 2)
     process = begin(forked, prompts, tmp_path)
     process.join()

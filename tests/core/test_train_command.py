@@ -19,12 +19,12 @@ from glance_core.__main__ import main
 from glance_core.errors import PromptError
 from glance_core.lora_file import check_pair, read_adapter
 from glance_core.objectives import NO_PROMPT
+from glance_core.run_files import RunFiles, run_files
 from glance_core.schedule import FAST, SLOW
 from glance_core.tiny import load_model, load_words, teacher_sigmas
 from glance_core.tiny.examples import drawn, pictured, read_prompts, with_noise
 from glance_core.tiny.packing import unpack
 from glance_core.tiny.painting import Painter, load_references, reference_prompts
-from glance_core.tiny.run_files import RunFiles, run_files
 from glance_core.tiny.words import parse
 from glance_core.verdict import Verdict
 
