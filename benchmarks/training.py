@@ -1,0 +1,204 @@
+"""What a training step costs: this pack beside ComfyUI's own TrainLoraNode and a plain PEFT loop, on the same models.
+
+Every Linear gets a LoRA of the same rank; batch 1, the same latents and caption, AdamW, computed in fp32. TrainLoraNode trains norms and
+biases too and draws its own noise. Each round runs every method once, in turn; ratios are to this pack's run of the same round.
+
+    python -m benchmarks.training [--json] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.sampling import comfyui, machine
+from benchmarks.trainers import METHODS, Bench, Case, Run
+
+EXPLAINED = {
+    "ours": "glance_core.training.train_pair in nodes.student.run",
+    "peft": "peft.inject_adapter_in_model and its own forward, in the same guided run",
+    "core": "TrainLoraNode",
+    "core_bypass": "TrainLoraNode with bypass_mode",
+}
+WIDE = {"num_layers": 1, "num_attention_heads": 24}
+DEEP = {"num_layers": 4, "num_attention_heads": 4}
+FLUX = {"hidden_size": 512, "num_heads": 4, "depth": 1, "depth_single_blocks": 2}
+CASES = (
+    Case("qwen-image, 24 heads, 1 layer", "qwen-image", (1, 16, 1, 32, 32), WIDE, checkpointing=(False,), steps=1, rounds=3),
+    Case("qwen-image, 24 heads, 1 layer", "qwen-image", (1, 16, 1, 32, 32), WIDE, "bf16", (False,), steps=1, rounds=3),
+    Case("qwen-image, 4 heads, 4 layers", "qwen-image", (1, 16, 1, 32, 32), DEEP, steps=2),
+    Case("flux, 4 heads, 1 + 2 layers", "flux", (1, 16, 32, 32), FLUX),
+    Case("glance_tiny_flux", "embedded", (1, 16, 4, 4), steps=4),
+)
+
+
+def measure(case: Case, rounds: int, progress: Callable[[str], None]) -> list[dict]:
+    """Rows of every method on one model, without and with gradient checkpointing. Raises AssertionError where a method does not train."""
+    import torch
+
+    rounds = min(rounds, case.rounds)
+    with torch.inference_mode():
+        bench = Bench(case)
+        rows = []
+        for checkpointing in case.checkpointing:
+            what = f"{case.name}, {case.dtype}{', checkpointing' if checkpointing else ''}"
+            runs: dict[str, list[Run]] = {method: [] for method in METHODS}
+            for number in range(-1, rounds):  # the first round is not measured: the maths library compiles its kernels
+                for method in METHODS if number % 2 == 0 else METHODS[::-1]:
+                    progress(f"{what}: {f'round {number + 1} of {rounds}' if number >= 0 else 'warm-up'}, {method}")
+                    if not (runs[method] and runs[method][-1].failed):
+                        runs[method].append(bench.run(method, checkpointing, 1 + case.steps if number >= 0 else 2))
+            rows += [_row(bench, method, checkpointing, runs, rounds) for method in METHODS]
+    return rows
+
+
+def _row(bench: Bench, method: str, checkpointing: bool, runs: dict[str, list[Run]], rounds: int) -> dict:
+    case, mine, ours = bench.case, runs[method], runs["ours"]
+    row = {
+        "method": method, "model": case.name, "dtype": case.dtype, "checkpointing": checkpointing, "seconds_per_step": None, "ratio_to_ours": None,
+        "ratio_spread": None, "peak_mb": None, "setup_s": None, "rounds": rounds, "note": mine[-1].failed, "first_loss": None,
+        "parameters": bench.parameters,
+    }  # fmt: skip
+    if mine[-1].failed:
+        return row
+    for run in mine:
+        assert run.moved, f"{method} moved no adapter"
+        assert all(0 <= loss < float("inf") for loss in run.losses), f"{method}'s losses are {run.losses}"
+    notes = []
+    if method == "peft" and not ours[-1].failed:
+        pairs = list(zip(mine[-1].losses, ours[-1].losses, strict=True))
+        assert abs(pairs[0][0] - pairs[0][1]) < 1e-5 * pairs[0][1], f"first losses of peft and ours: {pairs[0]}"
+        apart = max(abs(a - b) / b for a, b in pairs)
+        if apart > 1e-4:
+            notes.append(f"wrong gradients: its losses leave ours by {apart:.1e} within {len(pairs)} steps")
+    if method.startswith("core"):
+        notes.append("also norms and biases; keeps a copy of the model")
+        if checkpointing and case.architecture in ("flux", "embedded"):
+            notes.append("wrong gradients: blocks run again on inputs that they changed in place")
+    row |= {
+        "seconds_per_step": round(statistics.median(run.seconds for run in mine[1:]), 4),
+        "setup_s": round(statistics.median(run.setup for run in mine[1:]), 3),
+        "note": "; ".join(notes), "first_loss": mine[-1].losses[0],
+    }  # fmt: skip
+    if not ours[-1].failed:
+        ratios = [run.seconds / own.seconds for run, own in zip(mine[1:], ours[1:], strict=True)]
+        row |= {"ratio_to_ours": round(statistics.median(ratios), 3), "ratio_spread": [round(min(ratios), 3), round(max(ratios), 3)]}
+    return row
+
+
+def peak_memory(method: str, cases: list[int]) -> list[dict[bool, float | None]]:
+    """MB that training takes at its peak on each case (by number), without and with checkpointing, in a process of its own."""
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "benchmarks.training", "--memory-of", method, "--case", *map(str, cases)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
+    return [dict(peaks) for peaks in json.loads(done.stdout.strip().splitlines()[-1])]
+
+
+def peaks_of(method: str, case: Case) -> list[tuple[bool, float | None]]:
+    """Anonymous resident memory (MB) above the loaded base in two steps of training. It is run and let go once before, see sampling.py."""
+    import torch
+
+    with torch.inference_mode():
+        bench = Bench(case)
+        found: list[tuple[bool, float | None]] = []
+        for checkpointing in case.checkpointing:
+            bench.run(method, checkpointing, 1)
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+            with _watched() as peak:
+                failed = bench.run(method, checkpointing, 2).failed
+            found.append((checkpointing, None if failed else peak[0]))
+    return found
+
+
+@contextmanager
+def _watched() -> Iterator[list[float]]:
+    def resident() -> float:
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1e3
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], resident() - before)
+
+    before, peak, done = resident(), [0.0], threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def table(rows: list[dict]) -> str:
+    lines = [f"{'model':30s} {'dtype':5s} {'ckpt':4s} {'method':11s} {'s / step':>9s} {'ratio to ours (min .. max)':28s} {'peak MB':>8s} {'setup s':>8s}  note"]  # fmt: skip
+    for row in rows:
+        what = f"{row['model']:30s} {row['dtype']:5s} {'on' if row['checkpointing'] else 'off':4s} {row['method']:11s}"
+        ratio = (
+            f"{row['ratio_to_ours']:.2f} ({row['ratio_spread'][0]:.2f} .. {row['ratio_spread'][1]:.2f})" if row["ratio_to_ours"] else "-"
+        )
+        seconds, peak, setup = (
+            "-" if row[key] is None else f"{row[key]:.{digits}f}"
+            for key, digits in (("seconds_per_step", 3), ("peak_mb", 0), ("setup_s", 2))
+        )
+        lines.append(f"{what} {seconds:>9s} {ratio:28s} {peak:>8s} {setup:>8s}  {row['note']}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds measured after a warm-up (default 5)")
+    parser.add_argument("--case", type=int, nargs="+", choices=range(len(CASES)), default=list(range(len(CASES))), help="models by number")
+    parser.add_argument("--threads", type=int, default=2, help="of the maths (default 2); 1 on a machine that does other things too")
+    parser.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    found = comfyui.find()
+    if found is None:
+        print("error: no ComfyUI found; set COMFYUI_PATH, or put one at ~/ComfyUI", file=sys.stderr)
+        return 2
+    comfyui.boot(found)
+    import torch
+
+    torch.set_num_threads(options.threads)
+    if options.memory_of:
+        print(json.dumps([peaks_of(options.memory_of, CASES[number]) for number in options.case]))
+        return 0
+    began = time.perf_counter()
+
+    def progress(text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\033[K{time.perf_counter() - began:4.0f} s  {text}", end="", file=sys.stderr, flush=True)
+
+    rows = [row for number in options.case for row in measure(CASES[number], options.rounds, progress)]
+    progress("memory")
+    with ThreadPoolExecutor(2) as pool:  # what is resident does not depend on the time that it takes
+        peaks = dict(zip(METHODS, pool.map(lambda method: peak_memory(method, options.case), METHODS), strict=True))
+    of_case = {(CASES[number].name, CASES[number].dtype): at for at, number in enumerate(options.case)}
+    for row in rows:
+        peak = peaks[row["method"]][of_case[row["model"], row["dtype"]]][row["checkpointing"]]
+        row["peak_mb"] = None if peak is None else round(peak, 1)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"machine": machine(), "rows": rows}))
+    else:
+        print(f"{machine()}; every Linear, batch 1\n{table(rows)}")
+        print("\n".join(f"{method}: {EXPLAINED[method]}" for method in METHODS))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""benchmarks.training on models of a minute's sizes: every method trains, and ours and PEFT's start from the same loss."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import trainers, training
+
+CASES = {
+    "qwen-image": trainers.Case("qwen-image", "qwen-image", (1, 16, 1, 8, 8), rank=4, text_tokens=6, steps=1),
+    "qwen-image, bf16": trainers.Case("qwen-image, bf16", "qwen-image", (1, 16, 1, 8, 8), {}, "bf16", (False,), 4, 6, 1),
+    "flux": trainers.Case("flux", "flux", (1, 16, 8, 8), checkpointing=(True,), rank=4, text_tokens=6, steps=3),
+}
+WIDE = trainers.Case("wide", "qwen-image", (1, 16, 1, 4, 4), {"num_layers": 1, "num_attention_heads": 8}, "fp32", (False,), 32, 6)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny products in several threads wait for each other wherever something else runs
+    yield {(name, row["checkpointing"], row["method"]): row for name, case in CASES.items() for row in training.measure(case, 1, print)}
+    torch.set_num_threads(threads)
+
+
+def test_every_method_has_a_row_of_positive_numbers(rows):
+    assert len(rows) == 4 * len(trainers.METHODS)
+    for row in rows.values():
+        assert row["seconds_per_step"] > 0 and row["setup_s"] >= 0
+        assert 0 < row["ratio_spread"][0] <= row["ratio_to_ours"] <= row["ratio_spread"][1]
+
+
+def test_ours_and_pefts_first_losses_are_the_same(rows):
+    for (name, checkpointing, method), row in rows.items():
+        if method == "peft":
+            assert row["first_loss"] == pytest.approx(rows[name, checkpointing, "ours"]["first_loss"], rel=1e-5)
+
+
+def test_the_rivals_wrong_gradients_under_checkpointing_are_told(rows):
+    for (name, checkpointing, method), row in rows.items():
+        wrong = name == "flux" and checkpointing and method != "ours"
+        assert ("wrong gradients" in row["note"]) == wrong, row
+
+
+def test_the_peak_of_memory_is_at_least_the_adapters_and_their_optimisers_states(rows):
+    ((checkpointing, peak),) = training.peaks_of("ours", WIDE)
+    assert (
+        not checkpointing and peak > 4 * 4 * 32 * 2 * 1024 * 4 / 1e6
+    )  # four numbers of four bytes; rank times widths of four layers and more
+
+
+def test_the_table_has_a_line_for_every_row_and_json_can_hold_it(rows):
+    assert len(training.table(list(rows.values())).splitlines()) == 1 + len(rows)
+    assert json.loads(json.dumps(list(rows.values()))) == list(rows.values())
