@@ -42,10 +42,11 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def recomputed(blocks: Mapping[str, nn.Module], name: str) -> Iterator[Callable[[], None]]:
+def recomputed(blocks: Mapping[str, nn.Module], name: str, copies: bool = True) -> Iterator[Callable[[], None]]:
     """Checkpoint these blocks. Yields a check to call after a forward: it raises TrainingError if no block was called.
 
-    name: the model's, for the message.
+    name: the model's, for the message. copies: give every run of a block copies of its inputs; without them a block that writes into its
+    inputs makes torch raise RuntimeError in the backward pass.
     """
     if not blocks:
         raise TrainingError(f"{name} has no blocks that gradient_checkpointing could take; switch it off")
@@ -58,7 +59,7 @@ def recomputed(blocks: Mapping[str, nn.Module], name: str) -> Iterator[Callable[
         if not called[0]:
             raise TrainingError(f"{name} never called its blocks as modules, so gradient_checkpointing saves nothing there; switch it off")
 
-    with forwards({block: partial(_checkpointed, block.forward, count) for block in blocks.values()}):
+    with forwards({block: partial(_checkpointed, block.forward, count, copies) for block in blocks.values()}):
         yield check
 
 
@@ -77,7 +78,7 @@ class _Options:
     then: dict[Any, Any]
 
 
-def _checkpointed(forward: Callable[..., Any], count: Callable[[], None], *args: Any, **kwargs: Any) -> Any:
+def _checkpointed(forward: Callable[..., Any], count: Callable[[], None], copying: bool, *args: Any, **kwargs: Any) -> Any:
     count()
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
@@ -86,7 +87,7 @@ def _checkpointed(forward: Callable[..., Any], count: Callable[[], None], *args:
     named = {key: _taken(value, tensors) for key, value in kwargs.items()}
 
     def run(anchor: Tensor, *inputs: Tensor) -> Any:
-        copies = [tensor.clone() for tensor in inputs]
+        copies = [tensor.clone() for tensor in inputs] if copying else list(inputs)
         again = torch.is_grad_enabled()
         out = forward(*(_put(v, copies, again) for v in positional), **{k: _put(v, copies, again) for k, v in named.items()})
         out = tuple(out) if isinstance(out, list) else out

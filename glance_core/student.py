@@ -53,7 +53,7 @@ def backward(
         mutation: AbstractContextManager[Any] = allow_mutation_on_saved_tensors() if mutates else nullcontext()
         stack.enter_context(mutation)
         stack.enter_context(forwards(changed))
-        check = stack.enter_context(recomputed(student.blocks, student.name)) if student.blocks is not None else None
+        check = stack.enter_context(recomputed(student.blocks, student.name, copies=mutates)) if student.blocks is not None else None
         stack.enter_context(torch.enable_grad())
         loss = losses(student.velocity, drawn, rows)
         if check is not None:

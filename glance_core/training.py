@@ -27,6 +27,7 @@ from .schedule import FAST, SLOW
 from .student import Student, backward, changed_forwards
 
 PHASES = (SLOW, FAST)
+_IN_PLACE = ("modified by an inplace operation", "modified inplace")  # how torch says so, of a graph and of a checkpoint
 DIVERGED = 10.0  # times the mean loss of the first round over the phase's points, and beyond what a velocity of zero would cost
 
 
@@ -233,7 +234,7 @@ class _Run:
         try:
             return backward(self.student, changed, drawn, rows, False, scaled)
         except RuntimeError as error:
-            if "modified by an inplace operation" not in str(error):
+            if not any(sign in str(error) for sign in _IN_PLACE):
                 raise
             return None
 
