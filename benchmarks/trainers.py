@@ -69,6 +69,7 @@ class Bench:
         )  # fmt: skip
         self.model, self.positive = self._built()
         self.parameters = sum(p.numel() for p in self.model.model.diffusion_model.parameters())
+        self.base_mb = sum(p.numel() * p.element_size() for p in self.model.model.diffusion_model.parameters()) / 1e6
         self.latents = torch.randn(case.latent, generator=torch.Generator().manual_seed(3))
         # "all linear" by whole modules, so that FLUX's fused ones get one LoRA each, as the rivals give them
         self.slots = self.lora.whole_slots(self.model.model, rf"{self.glue.ROOT}\..+")

@@ -59,7 +59,7 @@ def measure(case: Case, rounds: int, progress: Callable[[str], None]) -> list[di
                 for method in METHODS if number % 2 == 0 else METHODS[::-1]:
                     progress(f"{what}: {f'round {number + 1} of {rounds}' if number >= 0 else 'warm-up'}, {method}")
                     if not (runs[method] and runs[method][-1].failed):
-                        runs[method].append(bench.run(method, checkpointing, 1 + case.steps if number >= 0 else 2))
+                        runs[method].append(bench.run(method, checkpointing, 1 + case.steps if number >= 0 else 1))
             rows += [_row(bench, method, checkpointing, runs, rounds) for method in METHODS]
     return rows
 
@@ -84,7 +84,7 @@ def _row(bench: Bench, method: str, checkpointing: bool, runs: dict[str, list[Ru
         if apart > 1e-4:
             notes.append(f"wrong gradients: its losses leave ours by {apart:.1e} within {len(pairs)} steps")
     if method.startswith("core"):
-        notes.append("also norms and biases; keeps a copy of the model")
+        notes.append(f"also norms and biases; {bench.base_mb:.0f} MB of its peak are a copy of the model")
         if checkpointing and case.architecture in ("flux", "embedded"):
             notes.append("wrong gradients: blocks run again on inputs that they changed in place")
     row |= {

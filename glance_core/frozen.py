@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# with weight_of(layer, like) as weight: the layer's weight (out, in) in the dtype and on the device of `like`.
+# with weight_of(layer, like) as weight: the layer's weight (out, in) on the device of `like`, in its dtype or as it is stored.
 WeightOf = Callable[[nn.Module, Tensor], AbstractContextManager[Tensor]]
+_SLICE = 2_000_000  # numbers of a weight that are cast at a time
 Forwards = Mapping[nn.Module, Callable[..., Any]]
 
 
 @contextmanager
 def plain_weight(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
     """The weight of a layer that holds it as it is."""
-    yield layer.get_parameter("weight").to(like)
+    yield layer.get_parameter("weight")
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,17 @@ def _input_gradient(layer: Layer, x: Tensor, grad: Tensor) -> Tensor:
     """grad @ W (..., in), in x's dtype."""
     if layer.weight_of is None:
         return _vector_jacobian(layer.forward, x, grad)
+    flat = grad.reshape(-1, grad.shape[-1])
     with layer.weight_of(layer.module, grad) as weight:
-        return (grad.reshape(-1, grad.shape[-1]) @ weight).reshape(x.shape).to(x.dtype)
+        if weight.dtype == grad.dtype or weight.device.type != "cpu":
+            return (flat @ weight.to(grad)).reshape(x.shape).to(x.dtype)
+        into = flat.new_zeros(
+            len(flat), weight.shape[1]
+        )  # a processor casts as slowly as it multiplies, unless the part stays in its cache
+        rows = max(1, _SLICE // weight.shape[1])
+        for part, own in zip(torch.split(flat, rows, dim=1), torch.split(weight, rows), strict=True):
+            into.addmm_(part, own.to(grad.dtype))
+        return into.reshape(x.shape).to(x.dtype)
 
 
 def _vector_jacobian(forward: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Tensor:

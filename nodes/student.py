@@ -20,7 +20,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..glance_core import tiny
 from ..glance_core.flux_names import diffusers_slots
-from ..glance_core.frozen import Forwards, FrozenLinear, Layer, Recomputed, WeightOf
+from ..glance_core.frozen import Forwards, FrozenLinear, Layer, Recomputed, WeightOf, plain_weight
 from ..glance_core.lora_layers import Slot, is_linear
 from ..glance_core.objectives import NO_PROMPT, RowVelocity
 from ..glance_core.recompute import blocks_of
@@ -172,17 +172,15 @@ def weight_of(module: torch.nn.Module) -> WeightOf | None:
     """How to get at a Linear's weight in backward; None where only its own forward knows (GGUF, other quantised kinds)."""
     if type(getattr(module, "weight", None)) not in (torch.Tensor, torch.nn.Parameter):
         return None
-    return _cast_weight if isinstance(module, comfy.ops.CastWeightBiasOp) else _plain_weight
-
-
-@contextmanager
-def _plain_weight(module: torch.nn.Module, like: torch.Tensor) -> Iterator[torch.Tensor]:
-    yield module.weight.to(like)
+    return _cast_weight if isinstance(module, comfy.ops.CastWeightBiasOp) else plain_weight
 
 
 @contextmanager
 def _cast_weight(module: torch.nn.Module, like: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The weight as the host would use it: patched, cast, streamed to the device, and let go again."""
+    """The weight as the host would use it: patched, cast, streamed to the device, and let go again; as it is stored where it lies there."""
+    if module.weight.device == like.device and not module.weight_function and not hasattr(module, "_v"):
+        yield module.weight
+        return
     weight, bias, stream = comfy.ops.cast_bias_weight(module, dtype=like.dtype, device=like.device, bias_dtype=like.dtype, offloadable=True)
     try:
         yield weight
