@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training (default 3)")
     parser.add_argument("--prompts", type=int, default=16, help="of the trajectory objective (default 16)")
     parser.add_argument("--judged", type=int, default=1024, help="unseen prompts (default 1024)")
-    parser.add_argument("--steps", type=int, default=120, help="of each phase, trajectory (default 120)")
+    parser.add_argument("--steps", type=int, default=105, help="of each phase, trajectory (default 105)")
     options = parser.parse_args()
     keep_freed_memory()
     try:
