@@ -18,24 +18,20 @@ More than 10 % apart is an error. What only a GPU does (fused norms, lists of te
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 
 from glance_core.progress import Progress
 
-from .memory_tracker import CPU, Peak, Setup, Training, comfyui, conditioning, patched, predict, pytorch_attention
+from .memory_tracker import CPU, Peak, Setup, Training, conditioning, patched, predict, pytorch_attention
+from .process import boot, comfyui, last_line, most_resident
 from .sampling import machine
 
 GB = 1e9
@@ -72,11 +68,8 @@ CHECKS = [
 ]  # fmt: skip
 
 
-def boot() -> None:
-    found = comfyui.find()
-    if found is None:
-        sys.exit("error: no ComfyUI found; set COMFYUI_PATH, or put one at ~/ComfyUI")
-    comfyui.boot(found)
+def ready() -> None:
+    boot()
     torch.set_num_threads(1)  # two that wait for each other are slower wherever other work runs
 
 
@@ -168,44 +161,19 @@ def measure(setup: Setup) -> int:
     def work(conditioned, _) -> None:
         training = Training(setup, patcher, conditioned, CPU)
         training.step()
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        found.extend((_resident(), _most_during(training.step)))
+        with most_resident() as peak:
+            training.step()
+        found.append(peak[0])
 
     prompts = conditioning(setup)
     with patched(*pytorch_attention()):
         comfyui.pack_module("nodes.student").run(patcher, prompts, prompts, torch.zeros(setup.latent), 0, "none", 0, work)
-    return found[1] - found[0]
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
-
-
-def _most_during(run) -> int:
-    seen = [_resident()]
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            seen.append(_resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return max(seen)
+    return found[0]
 
 
 def check(setup: Setup) -> dict:
     """Predicted here, measured in a process of its own whose allocator hands freed tensors back at once."""
-    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "benchmarks.memory", "--measure", json.dumps(asdict(setup))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
-    expected, measured = predict(setup).activations, float(done.stdout.strip().splitlines()[-1])
+    expected, measured = predict(setup).activations, float(last_line("memory", "--measure", json.dumps(asdict(setup))))
     blocks = "+".join(str(setup.config[key]) for key in ("num_layers", "depth", "depth_single_blocks") if key in setup.config)
     heads = setup.config.get("num_heads") or setup.config["num_attention_heads"]
     return {
@@ -277,14 +245,14 @@ def main() -> int:
     which.add_argument("--predict-only", action="store_true", help="only the real sizes")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    boot()
+    ready()
     if options.measure:
         stated = json.loads(options.measure)
         print(measure(Setup(**{**stated, "latent": tuple(stated["latent"])})))
         return 0
     rows = []
     if not options.check_only:
-        with ProcessPoolExecutor(min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn"), initializer=boot) as pool:
+        with ProcessPoolExecutor(min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn"), initializer=ready) as pool:
             rows = predictions(pool)
     compared = [] if options.predict_only else checks(CHECKS)
     result = {"machine": machine(), "rows": rows, "check": compared}

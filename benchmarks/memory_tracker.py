@@ -9,25 +9,21 @@ and FakeTensorMode's fake CUDA does not run on a build without CUDA.) Under `met
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "host"))
-import comfyui
+from .process import comfyui
 
 PLENTY = 10**15
 META, CPU = torch.device("meta"), torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
-MUTATES = ("flux",)  # whose blocks write into what autograd keeps; the trainer finds that out at its first step
 
 
 @dataclass(frozen=True)
@@ -220,7 +216,7 @@ class Training:
         make_optimizer = comfyui.pack_module("glance_core.optimizers").make_optimizer
         self.optimizer = make_optimizer("adamw", self.parameters, 1e-4, (0.9, 0.999), 0.01)
         drawn = torch.zeros(setup.latent, device=device), torch.full((1,), 0.5, device=device), torch.ones(setup.latent, device=device)
-        asked = student, core.changed_forwards(student, layers), drawn, torch.zeros(1, dtype=torch.long), setup.architecture in MUTATES
+        asked = student, core.changed_forwards(student, layers), drawn, torch.zeros(1, dtype=torch.long), student.mutates
 
         def backward() -> None:
             with lora.frozen(student.model):

@@ -9,23 +9,17 @@ Each round runs every method once, in turn; ratios are to the base's run of the 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "host"))
-import comfyui
-
+from benchmarks.process import boot, comfyui, last_line, most_resident
 from glance_core.targets import chosen
 
 SLOW, FAST, RANK, TEXT_TOKENS, LATENT = 5, 5, 32, 64, (1, 16, 1, 64, 64)
@@ -208,10 +202,7 @@ def measure(dtype: str, rounds: int, progress: Callable[[str], None]) -> list[di
 def extra_memory(method: str, dtype: str, progress: Callable[[str], None]) -> float:
     """MB that preparing and running a method takes at its peak, in a process of its own."""
     progress(f"{dtype}: memory of {method}")
-    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "benchmarks.sampling", "--memory-of", method, "--dtype", dtype]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
-    return float(done.stdout.strip().splitlines()[-1])
+    return float(last_line("sampling", "--memory-of", method, "--dtype", dtype))
 
 
 def peak_of(method: str, dtype: str) -> float:
@@ -219,32 +210,14 @@ def peak_of(method: str, dtype: str) -> float:
 
     It is run and let go once before: the first run also pays for kernels that the maths library compiles and keeps.
     """
-
-    def resident() -> float:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("RssAnon:")[1].split()[0]) / 1e3
-
     with tempfile.TemporaryDirectory() as folder, in_comfyui(folder):
         bench = Bench(dtype, Path(folder), slow=2, fast=2)  # the peak is the same with fewer steps
         for warm in (method, "base"):
             bench.run(warm)
             bench.prepared.clear()
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        before = peak = resident()
-        done = threading.Event()
-
-        def watch():
-            nonlocal peak
-            while not done.wait(0.002):
-                peak = max(peak, resident())
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        bench.run(method)
-        done.set()
-        watcher.join()
-    return peak - before
+        with most_resident() as peak:
+            bench.run(method)
+    return peak[0] / 1024e3
 
 
 class in_comfyui:
@@ -293,11 +266,7 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    found = comfyui.find()
-    if found is None:
-        print("error: no ComfyUI found; set COMFYUI_PATH, or put one at ~/ComfyUI", file=sys.stderr)
-        return 2
-    comfyui.boot(found)
+    boot()
     if options.memory_of:
         print(peak_of(options.memory_of, options.dtype[0]))
         return 0

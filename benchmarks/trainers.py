@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from benchmarks.sampling import comfyui
+from benchmarks.process import comfyui
 
 METHODS = ("ours", "peft", "core", "core_bypass")
 RATE, SEED, SIGMAS = 1e-3, 7, (0.9, 0.7, 0.5, 0.3)

@@ -9,21 +9,15 @@ biases too and draws its own noise. Each round runs every method once, in turn; 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
-import os
 import statistics
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
-from benchmarks.sampling import comfyui, machine
+from benchmarks.process import boot, last_line, most_resident
+from benchmarks.sampling import machine
 from benchmarks.trainers import METHODS, Bench, Case, Run
 
 EXPLAINED = {
@@ -100,10 +94,7 @@ def _row(bench: Bench, method: str, checkpointing: bool, runs: dict[str, list[Ru
 
 def peak_memory(method: str, cases: list[int]) -> list[dict[bool, float | None]]:
     """MB that training takes at its peak on each case (by number), without and with checkpointing, in a process of its own."""
-    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "benchmarks.training", "--memory-of", method, "--case", *map(str, cases)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
-    return [dict(peaks) for peaks in json.loads(done.stdout.strip().splitlines()[-1])]
+    return [dict(peaks) for peaks in json.loads(last_line("training", "--memory-of", method, "--case", *map(str, cases)))]
 
 
 def peaks_of(method: str, case: Case) -> list[tuple[bool, float | None]]:
@@ -115,31 +106,10 @@ def peaks_of(method: str, case: Case) -> list[tuple[bool, float | None]]:
         found: list[tuple[bool, float | None]] = []
         for checkpointing in case.checkpointing:
             bench.run(method, checkpointing, 1)
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)
-            with _watched() as peak:
+            with most_resident() as peak:
                 failed = bench.run(method, checkpointing, 2).failed
-            found.append((checkpointing, None if failed else peak[0]))
+            found.append((checkpointing, None if failed else peak[0] / 1024e3))
     return found
-
-
-@contextmanager
-def _watched() -> Iterator[list[float]]:
-    def resident() -> float:
-        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1e3
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            peak[0] = max(peak[0], resident() - before)
-
-    before, peak, done = resident(), [0.0], threading.Event()
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()
 
 
 def table(rows: list[dict]) -> str:
@@ -165,11 +135,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="of the maths (default 2); 1 on a machine that does other things too")
     parser.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    found = comfyui.find()
-    if found is None:
-        print("error: no ComfyUI found; set COMFYUI_PATH, or put one at ~/ComfyUI", file=sys.stderr)
-        return 2
-    comfyui.boot(found)
+    boot()
     import torch
 
     torch.set_num_threads(options.threads)

@@ -23,6 +23,12 @@ def save_run(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
     write_over(path, dict(tensors), {_KEY: json.dumps({"format": _FORMAT, **facts})})
 
 
+def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as they come back from a file: tuples are lists."""
+    read: dict[str, Any] = json.loads(json.dumps(values))
+    return read
+
+
 def load_run(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_run` wrote. Raises TrainingError for anything else."""
     with whole(path):
@@ -50,7 +56,7 @@ def kept(path: Path, bound: Mapping[str, Any], run: Path, make: Callable[[], Map
 
     Raises TrainingError where another is kept that the unfinished `run` still needs, or where the file is none of ours.
     """
-    asked = json.loads(json.dumps(bound))
+    asked = as_json(bound)
     if path.exists():
         tensors, facts = load_run(path)
         other = next((key for key, value in asked.items() if facts.get(key) != value), None)

@@ -146,9 +146,8 @@ def _input_gradient(layer: Layer, x: Tensor, grad: Tensor) -> Tensor:
     with layer.weight_of(layer.module, grad) as weight:
         if weight.dtype == grad.dtype or weight.device.type != "cpu":
             return (flat @ weight.to(grad)).reshape(x.shape).to(x.dtype)
-        into = flat.new_zeros(
-            len(flat), weight.shape[1]
-        )  # a processor casts as slowly as it multiplies, unless the part stays in its cache
+        # a processor casts as slowly as it multiplies, unless the part stays in its cache
+        into = flat.new_zeros(len(flat), weight.shape[1])
         rows = max(1, _SLICE // weight.shape[1])
         for part, own in zip(torch.split(flat, rows, dim=1), torch.split(weight, rows), strict=True):
             into.addmm_(part, own.to(grad.dtype))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .errors import TrainingError
 from .frozen import Forwards, FrozenLinear, Layer, Part, WeightOf, plain_weight
 from .lora_file import Factor
+from .phase_switch import LowRank
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -68,6 +69,15 @@ def whole_slots(model: nn.Module, pattern: str) -> dict[str, Slot]:
     """A slot for every Linear whose whole name the regular expression matches, by that name."""
     found = {name: module for name, module in model.named_modules() if is_linear(module) and re.fullmatch(pattern, name)}
     return {name: Slot(name, int(module.in_features), int(module.out_features)) for name, module in found.items()}
+
+
+def low_rank_updates(factors: Mapping[str, Factor], slots: Mapping[str, Slot]) -> dict[str, list[LowRank]]:
+    """A phase's updates by module, as a switch takes them; a name without a slot is itself a module's."""
+    updates: dict[str, list[LowRank]] = {}
+    for name, factor in factors.items():
+        module, start = (slots[name].module, slots[name].start) if name in slots else (name, 0)
+        updates.setdefault(module, []).append(LowRank(factor.down, factor.up * factor.scale, start))
+    return updates
 
 
 class LoraLayers:

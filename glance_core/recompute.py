@@ -2,8 +2,8 @@
 
 Forward keeps a block's inputs alone; backward runs the block again (Chen et al., arXiv 1604.06174), by torch's own reentrant checkpoint.
 FLUX's blocks add to `img` and `txt` in place, so that a second run on the same tensors would start from the first one's result: torch's
-non-reentrant checkpoint then gives wrong gradients without a word. Here every run gets copies, and every tensor, however deep in tuples
-and dataclasses it arrives, is an input that gradients flow to.
+non-reentrant checkpoint then gives wrong gradients without a word. Here every run of such a block gets copies, and every tensor,
+however deep in tuples and dataclasses it arrives, is an input that gradients flow to.
 """
 
 from __future__ import annotations

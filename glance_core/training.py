@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import load_optimizer, load_run, optimizer_tensors, save_run, whole
+from .checkpoint import as_json, load_optimizer, load_run, optimizer_tensors, save_run, whole
 from .draws import Draws, History
 from .errors import TrainingError
 from .frozen import Forwards
@@ -134,7 +134,7 @@ class _Run:
         own = {key: value for key, value in asdict(settings).items() if key not in ("save_every", "lora")}
         trained = [f"{name} {slot.module} {slot.start} {slot.outside} {slot.inside}" for name, slot in sorted(student.slots.items())]
         modules = f"{len(trained)} modules, {hashlib.sha256(chr(10).join(trained).encode()).hexdigest()[:8]}"
-        self.identity = _as_json({**own, **asdict(settings.lora), **identity, "targets": modules, "rows": objective.rows})
+        self.identity = as_json({**own, **asdict(settings.lora), **identity, "targets": modules, "rows": objective.rows})
         self.points = {SLOW: range(slow_steps), FAST: range(slow_steps, len(objective.points))}
         self.finished: dict[str, dict[str, Factor]] = {}
         self.history = History()
@@ -247,8 +247,9 @@ class _Run:
                 raise self._stopped(phase, step, f"the loss grew from {start:.4g} to {now:.4g}")
 
     def _stopped(self, phase: str, step: int, why: str) -> TrainingError:
-        kept = self.checkpoint is not None and self.checkpoint.exists()
-        where = f"; the last good state is kept in {self.checkpoint.name}" if kept and self.checkpoint else ""
+        where = (
+            f"; the last good state is kept in {self.checkpoint.name}" if self.checkpoint is not None and self.checkpoint.exists() else ""
+        )
         return TrainingError(f"training stopped at step {step + 1} of {phase}: {why}{where}; lower the learning_rate")
 
     def _keep(self, phase: str, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -282,8 +283,3 @@ class _Run:
                 raise TrainingError(
                     f"{path.name} holds a run with {key} {theirs}, this one has {mine}; set it back to go on, or choose another name or resume off"
                 )
-
-
-def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as they come back from JSON."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

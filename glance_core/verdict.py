@@ -45,4 +45,7 @@ def latent_psnr(results: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _mean(column: Tensor) -> str:
-    return f"{float(column.mean()):.2f}" if len(column) < 2 else f"{Measure.of(column).value:.2f} ± {Measure.of(column).error:.2f}"
+    if len(column) < 2:
+        return f"{float(column.mean()):.2f}"
+    measure = Measure.of(column)
+    return f"{measure.value:.2f} ± {measure.error:.2f}"

@@ -24,19 +24,15 @@ def schedule_inputs() -> list[Any]:
         io.Combo.Input(
             "schedule", options=host.SCHEDULES, tooltip="The teacher's ladder. auto: what the pair was trained on, else by the model."
         ),
-        io.Int.Input(
-            "slow_steps",
-            default=5,
-            min=1,
-            max=_MANY,
-            tooltip="Steps in the Slow phase (the paper: 5, or 3). Not used where teacher_steps is filled.",
-        ),
-        io.Int.Input(
-            "fast_steps",
-            default=5,
-            min=1,
-            max=_MANY,
-            tooltip="Steps in the Fast phase (the paper: 5). Not used where teacher_steps is filled.",
+        *(
+            io.Int.Input(
+                f"{phase}_steps",
+                default=5,
+                min=1,
+                max=_MANY,
+                tooltip=f"Steps in the {phase.title()} phase (the paper: {paper}). Not used where teacher_steps is filled.",
+            )
+            for phase, paper in (("slow", "5, or 3"), ("fast", "5"))
         ),
     ]
 

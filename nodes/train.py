@@ -111,7 +111,7 @@ class TrainGlanceAdapter(io.ComfyNode):
         lists = {key: inputs.pop(key, None) for key in ("negative", "check_prompts")}
         chosen = {key: value[0] for key, value in inputs.items()}
         plan = _plan(model[0], latent, _flat(positive), _flat(lists["negative"]), _flat(lists["check_prompts"]), chosen)
-        live = Live(getattr(cls.hidden, "unique_id", None), _total(plan))
+        live = Live(getattr(cls.hidden, "unique_id", None), plan.work)
         result = train(plan, live)
         carrying, loaded = load_pair(plan.model, *map(str, result.files))
         listed = [str(file.relative_to(plan.folder)) for file in result.files]
@@ -192,13 +192,6 @@ def _settings(model: Any, inputs: dict[str, Any], has_negative: bool) -> Trainin
         warmup=inputs.get("warmup", 0.1), decay=inputs.get("decay", "linear"), clip=inputs.get("clip", 1.0), caption_dropout=dropout,
         seed=inputs["seed"] % 2**62, save_every=inputs["save_every"],
     )  # fmt: skip
-
-
-def _total(plan: Plan) -> int:
-    """Everything the bar counts: the teacher's steps, training, the check."""
-    ladder = len(plan.ladder) - 1
-    teacher = 0 if plan.objective == "flow_matching" else plan.runs * ladder
-    return teacher + 2 * plan.settings.steps + plan.checks * (ladder + 2 * plan.walked.steps)
 
 
 def _picture(plan: Plan, result: Result) -> torch.Tensor:

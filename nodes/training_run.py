@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from ..glance_core.adapter_metadata import Trained
 from ..glance_core.checkpoint import kept
 from ..glance_core.draws import History
 from ..glance_core.lora_file import Factor
-from ..glance_core.lora_layers import Slot
+from ..glance_core.lora_layers import Slot, low_rank_updates
 from ..glance_core.lora_write import write_pair
 from ..glance_core.objectives import FlowMatching, Objective, RowVelocity, Trajectories, rollout
-from ..glance_core.phase_switch import LowRank, PhaseSwitch, PhaseWeights, phase_index
+from ..glance_core.phase_switch import PhaseSwitch, PhaseWeights, phase_index
 from ..glance_core.run_files import RunFiles
 from ..glance_core.sampling import euler
 from ..glance_core.schedule import FAST, SLOW, PhaseSchedule, Split
@@ -66,6 +67,21 @@ class Plan:
         return 1.0 if self.objective == "trajectory, fold guidance" else self.cfg
 
     @property
+    def teacher_work(self) -> int:
+        """Steps of the teacher to learn from."""
+        return 0 if self.objective == "flow_matching" else self.runs * (len(self.ladder) - 1)
+
+    @property
+    def check_work(self) -> int:
+        """Steps of teacher, pair and bare base in the comparison at the end."""
+        return self.checks * (len(self.ladder) - 1 + 2 * self.walked.steps)
+
+    @property
+    def work(self) -> int:
+        """Everything that the node's bar counts."""
+        return self.teacher_work + 2 * self.settings.steps + self.check_work
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What a run that is taken up again must share."""
         return {
@@ -125,7 +141,7 @@ def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Li
     noise = _noise(plan, plan.runs, plan.settings.seed)
 
     def walk() -> dict[str, torch.Tensor]:
-        live.stage("teacher", plan.runs * (len(plan.ladder) - 1))
+        live.stage("teacher", plan.teacher_work)
         data = rollout(teacher, noise, plan.ladder, plan.split.steps, plan.settings.batch, live.step)
         return {"states": data.states.cpu(), "sigmas": data.sigmas.cpu()}
 
@@ -139,7 +155,7 @@ def _check(plan: Plan, conditioned: glue.Conditioned, factors: Pair, live: Live)
     among, what = (unseen, "prompts") if unseen else (range(plan.prompts), "unseen noises of the training prompts")
     rows = torch.arange(plan.checks)
     noise = _noise(plan, plan.checks, plan.settings.seed + 7919)  # no seed of a training row: those count up from the seed's own generator
-    live.stage("checking", plan.checks * (len(plan.ladder) - 1 + 2 * plan.walked.steps))
+    live.stage("checking", plan.check_work)
     teacher = rollout(conditioned.velocity(plan.cfg, among), noise, plan.ladder, (0,), plan.settings.batch, live.step).states[-1]
     velocity = conditioned.velocity(plan.student_cfg, among)
     results = [_sampled(plan, velocity, noise, rows, pair, live.step) for pair in (factors, None)]
@@ -151,7 +167,7 @@ def _sampled(
     plan: Plan, velocity: RowVelocity, noise: torch.Tensor, rows: torch.Tensor, pair: Pair | None, tick: Callable[[int], None]
 ) -> torch.Tensor:
     """The student's walk from this noise, with the pair (phases it lacks: the bare base) or without."""
-    phases = [_updates(pair.get(phase, {}) if pair else {}, plan.slots) for phase in (SLOW, FAST)]
+    phases = [low_rank_updates(pair.get(phase, {}) if pair else {}, plan.slots) for phase in (SLOW, FAST)]
     switch = PhaseSwitch(PhaseWeights(phases, host.compute_dtype(plan.model)))
     out = []
     with torch.no_grad():
@@ -168,13 +184,6 @@ def _sampled(
         finally:
             switch.remove()
     return torch.cat(out)
-
-
-def _updates(factors: Mapping[str, Factor], slots: Mapping[str, Slot]) -> dict[str, list[LowRank]]:
-    updates: dict[str, list[LowRank]] = {}
-    for name, factor in factors.items():
-        updates.setdefault(slots[name].module, []).append(LowRank(factor.down, factor.up * factor.scale, slots[name].start))
-    return updates
 
 
 class _Previews:

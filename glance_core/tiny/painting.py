@@ -14,8 +14,9 @@ from .. import sampling
 from ..errors import GlanceError
 from ..flux_names import diffusers_slots
 from ..lora_file import Factor
+from ..lora_layers import low_rank_updates
 from ..objectives import NO_PROMPT, RowVelocity
-from ..phase_switch import LowRank, PhaseSwitch, PhaseWeights, phase_index
+from ..phase_switch import PhaseSwitch, PhaseWeights, phase_index
 from ..schedule import FAST, SLOW, PhaseSchedule
 from . import FOLDER, GUIDANCE, LATENT, load_model, load_words, teacher_sigmas
 from .model import Flux
@@ -108,12 +109,7 @@ class Painter:
 def carrying(model: torch.nn.Module, pair: Mapping[str, Mapping[str, Factor]], walked: PhaseSchedule) -> Iterator[sampling.Callback]:
     """The pair (phase -> module -> factor) on the model, for this schedule; yields the callback that switches it. Undone at the end."""
     parts = diffusers_slots(model)
-    updates: list[dict[str, list[LowRank]]] = []
-    for phase in (SLOW, FAST):
-        updates.append({})
-        for name, f in pair[phase].items():
-            module, start = (parts[name].module, parts[name].start) if name in parts else (name, 0)
-            updates[-1].setdefault(module, []).append(LowRank(f.down, f.up * f.scale, start))
+    updates = [low_rank_updates(pair[phase], parts) for phase in (SLOW, FAST)]
     switch = PhaseSwitch(PhaseWeights(updates, torch.float32))
     device = next(model.parameters()).device
     switch.install(model, device)

@@ -142,20 +142,29 @@ def test_what_ends_a_run_leaves_the_base_and_the_host_as_they_were_and_the_run_g
         assert whole.keys() == broken.keys() and all(torch.equal(whole[key], broken[key]) for key in whole)
 
 
+def with_forward(model, number, act):
+    """A clone of the model whose forward of this number, from 1, is act(forward)."""
+    seen = []
+
+    def acting(executor, *args, **kwargs):
+        seen.append(1)
+        return act(lambda: executor(*args, **kwargs)) if len(seen) == number else executor(*args, **kwargs)
+
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "test", acting)
+    return patched
+
+
 def test_an_interrupt_inside_a_forward_keeps_what_was_done(loras, output):
     """The host's own interrupt is raised by its layers, in the middle of a step."""
     model = tiny.build("flux")
     before = tiny.state(model)
-    seen = []
 
-    def interrupting(executor, *args, **kwargs):
-        seen.append(1)
-        if len(seen) == 57:  # 50 forwards of the teacher, then the seventh step
-            comfy.model_management.interrupt_current_processing()
-        return executor(*args, **kwargs)
+    def interrupted(forward):
+        comfy.model_management.interrupt_current_processing()
+        return forward()
 
-    patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "test", interrupting)
+    patched = with_forward(model, 57, interrupted)  # 50 forwards of the teacher, then the seventh step
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         training.train(patched, "flux")
     comfy.model_management.interrupt_current_processing(False)
@@ -167,14 +176,7 @@ def test_an_interrupt_inside_a_forward_keeps_what_was_done(loras, output):
 def test_a_loss_that_is_no_number_stops_with_the_last_good_state_kept(loras, output):
     model = tiny.build("flux")
     before = tiny.state(model)
-    seen = []
-
-    def failing(executor, *args, **kwargs):
-        seen.append(1)
-        return executor(*args, **kwargs) * (float("nan") if len(seen) == 56 else 1)
-
-    patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "test", failing)
+    patched = with_forward(model, 56, lambda forward: forward() * float("nan"))
     with pytest.raises(
         ValueError, match=r"stopped at step 2 of fast: the loss is nan; the last good state is kept in tiny.run.safetensors; lower"
     ):
