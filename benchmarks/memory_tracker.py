@@ -127,10 +127,6 @@ def _flash_attention(q, k, v, *args, **kwargs):
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
 
 
-def _place(tensor):
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor._version  # every address is 0 on meta
-
-
 @contextmanager
 def patched(*changes: tuple) -> Iterator[None]:
     with ExitStack() as stack:
@@ -159,8 +155,6 @@ def _on_meta(gpu: bool) -> list[tuple]:
         *pytorch_attention(),
         (comfy.ops, "scaled_dot_product_attention", _flash_attention),
         (comfy.model_management, "in_training", True),
-        (torch.autograd.graph, "_get_sid", _place),
-        (torch.autograd.graph, "_get_tid", lambda tensor: (id(tensor), *_place(tensor))),
     ]
     return [*changes, (torch.nn.functional, "rms_norm", lambda x, *args, **kwargs: _FusedNorm.apply(x))] if gpu else changes
 
@@ -216,7 +210,13 @@ class Training:
         make_optimizer = comfyui.pack_module("glance_core.optimizers").make_optimizer
         self.optimizer = make_optimizer("adamw", self.parameters, 1e-4, (0.9, 0.999), 0.01)
         drawn = torch.zeros(setup.latent, device=device), torch.full((1,), 0.5, device=device), torch.ones(setup.latent, device=device)
-        asked = student, core.changed_forwards(student, layers), drawn, torch.zeros(1, dtype=torch.long), student.mutates
+        asked = (
+            student,
+            core.changed_forwards(student, layers),
+            drawn,
+            torch.zeros(1, dtype=torch.long),
+            comfyui.pack_module("glance_core.saved").Saves(),
+        )
 
         def backward() -> None:
             with lora.frozen(student.model):

@@ -2,8 +2,8 @@
 
 Forward keeps a block's inputs alone; backward runs the block again (Chen et al., arXiv 1604.06174), by torch's own reentrant checkpoint.
 FLUX's blocks add to `img` and `txt` in place, so that a second run on the same tensors would start from the first one's result: torch's
-non-reentrant checkpoint then gives wrong gradients without a word. Here every run of such a block gets copies, and every tensor,
-however deep in tuples and dataclasses it arrives, is an input that gradients flow to.
+non-reentrant checkpoint then gives wrong gradients without a word. Here every run gets copies of what the block writes into, and every
+tensor, however deep in tuples and dataclasses it arrives, is an input that gradients flow to.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .errors import TrainingError
 from .frozen import forwards
+from .saved import Saves
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -42,11 +43,10 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def recomputed(blocks: Mapping[str, nn.Module], name: str, copies: bool = True) -> Iterator[Callable[[], None]]:
+def recomputed(blocks: Mapping[str, nn.Module], name: str, saves: Saves) -> Iterator[Callable[[], None]]:
     """Checkpoint these blocks. Yields a check to call after a forward: it raises TrainingError if no block was called.
 
-    name: the model's, for the message. copies: give every run of a block copies of its inputs; without them a block that writes into its
-    inputs makes torch raise RuntimeError in the backward pass.
+    name: the model's, for the message. saves: what is known of the blocks from earlier steps.
     """
     if not blocks:
         raise TrainingError(f"{name} has no blocks that gradient_checkpointing could take; switch it off")
@@ -59,7 +59,7 @@ def recomputed(blocks: Mapping[str, nn.Module], name: str, copies: bool = True) 
         if not called[0]:
             raise TrainingError(f"{name} never called its blocks as modules, so gradient_checkpointing saves nothing there; switch it off")
 
-    with forwards({block: partial(_checkpointed, block.forward, count, copies) for block in blocks.values()}):
+    with forwards({block: partial(_checkpointed, block, block.forward, count, saves) for block in blocks.values()}):
         yield check
 
 
@@ -78,7 +78,7 @@ class _Options:
     then: dict[Any, Any]
 
 
-def _checkpointed(forward: Callable[..., Any], count: Callable[[], None], copying: bool, *args: Any, **kwargs: Any) -> Any:
+def _checkpointed(block: nn.Module, forward: Callable[..., Any], count: Callable[[], None], saves: Saves, *args: Any, **kwargs: Any) -> Any:
     count()
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
@@ -87,9 +87,15 @@ def _checkpointed(forward: Callable[..., Any], count: Callable[[], None], copyin
     named = {key: _taken(value, tensors) for key, value in kwargs.items()}
 
     def run(anchor: Tensor, *inputs: Tensor) -> Any:
-        copies = [tensor.clone() for tensor in inputs] if copying else list(inputs)
         again = torch.is_grad_enabled()
-        out = forward(*(_put(v, copies, again) for v in positional), **{k: _put(v, copies, again) for k, v in named.items()})
+
+        def on(given: list[Tensor]) -> Any:
+            return forward(*(_put(v, given, again) for v in positional), **{k: _put(v, given, again) for k, v in named.items()})
+
+        def once() -> Any:
+            return saves.on_copies(block, inputs, on)
+
+        out = saves.run(block, once) if again else once()
         out = tuple(out) if isinstance(out, list) else out
         if any(_hides(value) for value in (out if type(out) is tuple else (out,))):
             raise TrainingError(

@@ -23,11 +23,11 @@ from .lora_file import Factor
 from .lora_layers import Lora, LoraLayers, frozen
 from .objectives import Objective
 from .optimizers import OPTIMIZERS, make_optimizer, rate
+from .saved import Saves
 from .schedule import FAST, SLOW
 from .student import Student, backward, changed_forwards
 
 PHASES = (SLOW, FAST)
-_IN_PLACE = ("modified by an inplace operation", "modified inplace")  # how torch says so, of a graph and of a checkpoint
 DIVERGED = 10.0  # times the mean loss of the first round over the phase's points, and beyond what a velocity of zero would cost
 
 
@@ -138,7 +138,7 @@ class _Run:
         self.points = {SLOW: range(slow_steps), FAST: range(slow_steps, len(objective.points))}
         self.finished: dict[str, dict[str, Factor]] = {}
         self.history = History()
-        self.mutates = student.mutates
+        self.saves = Saves()
         self.kept: tuple[Path, dict[str, Tensor], dict[str, Any]] | None = None
         if checkpoint is not None and checkpoint.exists():
             self._take_up(checkpoint)
@@ -173,7 +173,7 @@ class _Run:
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * rate(step, settings.steps, settings.warmup, settings.decay)
                 optimizer.zero_grad(set_to_none=True)
-                at, loss, power = self._backward(draws, changed, scaler, optimizer)
+                at, loss, power = self._backward(draws, changed, scaler)
                 mean = float(loss.mean())
                 self._refuse_bad(phase, step, mean, power, self.history.losses[began:], len(self.points[phase]))
                 scaler.unscale_(optimizer)
@@ -200,9 +200,7 @@ class _Run:
         if self.checkpoint is not None:
             self._keep(phase, settings.steps, {}, {})
 
-    def _backward(
-        self, draws: Draws, changed: Forwards, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer
-    ) -> tuple[Tensor, Tensor, float]:
+    def _backward(self, draws: Draws, changed: Forwards, scaler: torch.amp.GradScaler) -> tuple[Tensor, Tensor, float]:
         """Points and losses (batch x accumulation) of one step, and the mean square of its targets; gradients add up on the parameters."""
 
         def scaled(mean: Tensor) -> Tensor:
@@ -215,28 +213,9 @@ class _Run:
             at, rows, shown = draws.next()
             drawn = self.objective.draw(at, rows, draws.generator)
             power += float(drawn[2].float().square().mean()) / self.settings.accumulation
-            loss = None
-            if not self.mutates and not found:
-                loss = self._tried(changed, (drawn[0].clone(), *drawn[1:]), shown, scaled)
-                self.mutates = loss is None
-            if loss is None:
-                if not found:  # what the failed try left behind
-                    optimizer.zero_grad(set_to_none=True)
-                loss = backward(self.student, changed, drawn, shown, self.mutates, scaled)
-            found.append(loss)
+            found.append(backward(self.student, changed, drawn, shown, self.saves, scaled))
             points.append(at)
         return torch.cat(points), torch.cat(found), power
-
-    def _tried(
-        self, changed: Forwards, drawn: tuple[Tensor, Tensor, Tensor], rows: Tensor, scaled: Callable[[Tensor], Tensor]
-    ) -> Tensor | None:
-        """The losses; None where the model turns out to write into what autograd keeps."""
-        try:
-            return backward(self.student, changed, drawn, rows, False, scaled)
-        except RuntimeError as error:
-            if not any(sign in str(error) for sign in _IN_PLACE):
-                raise
-            return None
 
     def _refuse_bad(self, phase: str, step: int, loss: float, power: float, before: Sequence[float], points: int) -> None:
         if not math.isfinite(loss):
@@ -261,7 +240,7 @@ class _Run:
             "history/losses": torch.tensor(self.history.losses, dtype=torch.float64),
         }
         scales = {name: {slot: factor.scale for slot, factor in factors.items()} for name, factors in self.finished.items()}
-        told = {"identity": self.identity, "phase": phase, "step": step, "scales": scales, "mutates": self.mutates, **facts}
+        told = {"identity": self.identity, "phase": phase, "step": step, "scales": scales, **facts}
         save_run(self.checkpoint, {**tensors, **done, **history}, told)
 
     def _take_up(self, path: Path) -> None:
@@ -269,7 +248,6 @@ class _Run:
         with whole(path):
             self._check(path, facts["identity"])
             self.history = History(tensors["history/points"].tolist(), tensors["history/losses"].tolist())
-            self.mutates = facts["mutates"]
             for phase, scales in facts["scales"].items():
                 pairs = {slot: (tensors[f"done/{phase}/{slot}.A"], tensors[f"done/{phase}/{slot}.B"]) for slot in scales}
                 self.finished[phase] = {slot: Factor(a, b, scales[slot] * len(a), scales[slot], slot) for slot, (a, b) in pairs.items()}

@@ -29,9 +29,6 @@ from ..glance_core.targets import PRESETS, any_chosen, chosen
 from . import host
 
 ROOT = "diffusion_model"
-# Their blocks leave what autograd keeps alone. Others may write into it, as FLUX's do: torch then keeps copies, which costs time alone; to
-# find it out by a failing step would cost its memory for good (torch's graph of a failed backward holds itself).
-_CLEAN = ("qwen-image", "sd3", "wan", "lumina2", "sd1", "sd2", "sdxl")
 OFFLOADS = ["auto", "all", "none"]
 
 
@@ -163,8 +160,7 @@ def student(patcher: Any, conditioned: Conditioned, cfg: float, trained: Mapping
     model = patcher.model
     return Student(
         model, conditioned.velocity(cfg), trained, f"{type(model).__name__} ({here})", patcher.load_device,
-        host.compute_dtype(patcher) == torch.float16, blocks_of(model.diffusion_model) if checkpointing else None, here not in _CLEAN,
-        weight_of, partial(_others, model),
+        host.compute_dtype(patcher) == torch.float16, blocks_of(model.diffusion_model) if checkpointing else None, weight_of, partial(_others, model),
     )  # fmt: skip
 
 

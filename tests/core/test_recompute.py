@@ -15,6 +15,7 @@ from glance_core.errors import TrainingError
 from glance_core.frozen import forwards
 from glance_core.lora_layers import Lora, LoraLayers, whole_slots
 from glance_core.recompute import blocks_of, recomputed
+from glance_core.saved import Saves
 from glance_core.tiny import load_model
 
 WIDTH = 6
@@ -87,16 +88,18 @@ def prepared(pattern=".+", model=None):
 
 
 def gradients(model, layers, loss, blocks):
-    for parameter in layers.parameters():
-        parameter.grad = None
-    with forwards(layers.forwards_on(model)), torch.autograd.graph.allow_mutation_on_saved_tensors():
-        if blocks is None:
-            loss().backward()
-        else:
-            with recomputed(blocks, "the model") as check:
-                value = loss()
-                check()
-                value.backward()
+    saves = Saves()
+    with forwards(layers.forwards_on(model)):
+        for _ in range(2):  # the second step knows what the first has learned
+            for parameter in layers.parameters():
+                parameter.grad = None
+            if blocks is None:
+                saves.run(model, loss).backward()
+            else:
+                with recomputed(blocks, "the model", saves) as check:
+                    value = saves.run(model, loss)
+                    check()
+                    value.backward()
     return torch.cat([parameter.grad.flatten() for parameter in layers.parameters()])
 
 
@@ -147,7 +150,7 @@ def test_blocks_before_and_behind_the_trained_ones_may_be_recomputed_too(pattern
 def test_a_block_keeps_its_inputs_alone():
     model, layers, loss = prepared(model=Model(12))
     kept = {}
-    for name, around in (("all", nullcontext()), ("inputs", recomputed(blocks_of(model), "the model"))):
+    for name, around in (("all", nullcontext()), ("inputs", recomputed(blocks_of(model), "the model", Saves()))):
         sizes = []
         counted = torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t)
         with forwards(layers.forwards_on(model)), around, counted:
@@ -160,17 +163,17 @@ def test_without_gradients_a_block_just_runs():
     model, _, loss = prepared()
     with torch.no_grad():
         expected = loss()
-        with recomputed(blocks_of(model), "the model") as check:
+        with recomputed(blocks_of(model), "the model", Saves()) as check:
             assert torch.equal(loss(), expected)
             check()
 
 
 def test_a_model_that_has_no_blocks_or_does_not_call_them_is_told():
-    none = recomputed(blocks_of(nn.Sequential(nn.Linear(2, 2))), "the plain one")
+    none = recomputed(blocks_of(nn.Sequential(nn.Linear(2, 2))), "the plain one", Saves())
     with pytest.raises(TrainingError, match="the plain one has no blocks that gradient_checkpointing could take; switch it off"):
         none.__enter__()
     model, _, _ = prepared()
-    with recomputed(blocks_of(model), "the model") as check:
+    with recomputed(blocks_of(model), "the model", Saves()) as check:
         model.into(torch.zeros(1, WIDTH, dtype=torch.float64))
         with pytest.raises(TrainingError, match="the model never called its blocks as modules"):
             check()

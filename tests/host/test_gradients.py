@@ -12,8 +12,8 @@ STORED = {"fp32": {}, "bf16-stored": {"dtype": torch.bfloat16, "manual_cast": to
 class core:
     """The core's modules as the pack in the host imports them."""
 
-    frozen, lora_layers, objectives, student = (
-        comfyui.pack_module(f"glance_core.{name}") for name in ("frozen", "lora_layers", "objectives", "student")
+    frozen, lora_layers, objectives, saved, student = (
+        comfyui.pack_module(f"glance_core.{name}") for name in ("frozen", "lora_layers", "objectives", "saved", "student")
     )
 
 
@@ -36,7 +36,11 @@ def gradients(name, checkpointing, targets="attention", cfg=1.0, sigma=0.6, **bu
         rows = torch.tensor([0])
         changed = core.student.changed_forwards(student, layers)
         with core.lora_layers.frozen(student.model):
-            core.student.backward(student, changed, drawn, rows, student.mutates)
+            saves = core.saved.Saves()
+            for _ in range(2):  # the first step learns what the blocks write into, the second knows it
+                for parameter in layers.parameters():
+                    parameter.grad = None
+                core.student.backward(student, changed, drawn, rows, saves)
             given = {
                 key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in zip(layers.tensors(), layers.parameters(), strict=True)
             }
