@@ -30,8 +30,8 @@ WIDE = {"num_layers": 1, "num_attention_heads": 24}
 DEEP = {"num_layers": 4, "num_attention_heads": 4}
 FLUX = {"hidden_size": 512, "num_heads": 4, "depth": 1, "depth_single_blocks": 2}
 CASES = (
-    Case("qwen-image, 24 heads, 1 layer", "qwen-image", (1, 16, 1, 32, 32), WIDE, checkpointing=(False,), steps=1, rounds=3),
-    Case("qwen-image, 24 heads, 1 layer", "qwen-image", (1, 16, 1, 32, 32), WIDE, "bf16", (False,), steps=1, rounds=3),
+    Case("qwen-image, 24 heads, 1 layer", "qwen-image", (1, 16, 1, 32, 32), WIDE, checkpointing=(False,), steps=1, rounds=7),
+    Case("qwen-image, 24 heads, 1 layer", "qwen-image", (1, 16, 1, 32, 32), WIDE, "bf16", (False,), steps=1, rounds=7),
     Case("qwen-image, 4 heads, 4 layers", "qwen-image", (1, 16, 1, 32, 32), DEEP, steps=2),
     Case("flux, 4 heads, 1 + 2 layers", "flux", (1, 16, 32, 32), FLUX),
     Case("glance_tiny_flux", "embedded", (1, 16, 4, 4), steps=4),
