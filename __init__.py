@@ -13,14 +13,17 @@ if ComfyExtension is not None:
 
     class GlanceExtension(ComfyExtension):
         async def get_node_list(self):
+            from .nodes.calibrate import CalibrateGlance
             from .nodes.loader import LoadGlanceLoRA
+            from .nodes.prompts import GlancePromptBank
             from .nodes.samplers import GlanceReferenceSampler, GlanceScheduler, PhaseSplitSampler
             from .nodes.tiny import GlanceTinyText, GlanceTinyVAE, offer_files
             from .nodes.train import TrainGlanceAdapter
 
             offer_files()
             return [
-                LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, TrainGlanceAdapter, GlanceReferenceSampler, GlanceTinyText, GlanceTinyVAE,
+                LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, TrainGlanceAdapter, CalibrateGlance, GlancePromptBank, GlanceReferenceSampler,
+                GlanceTinyText, GlanceTinyVAE,
             ]  # fmt: skip
 
     async def comfy_entrypoint():

@@ -14,6 +14,7 @@ from typing import Any
 from . import __version__
 from .errors import AdapterError, ScheduleError
 from .schedule import FAST, LADDERS, SLOW, Split, parse_steps
+from .solver import Solver
 
 FORMAT = 1
 
@@ -24,7 +25,8 @@ class Trained:
 
     phase `slow` or `fast`; base the architecture (`flux`, `qwen-image`, ...) and fingerprint a hash of its module names and shapes;
     ladder and teacher_steps the teacher's walk, shift where the ladder is `shift`; steps the split (1-based, `1,3|11,50`);
-    sigmas those trained on; psnr_pair and psnr_base how near the pair and the bare base came to the teacher (dB) when it was trained; partner the other file's name, pair an identifier both share.
+    sigmas those trained on; solver the coefficients fitted for these steps (`solver.Solver.dumps`); psnr_pair and psnr_base how near the
+    pair and the bare base came to the teacher (dB) when it was trained; partner the other file's name, pair an identifier both share.
     """
 
     phase: str | None = None
@@ -45,6 +47,7 @@ class Trained:
     image_sha256: str | None = None
     psnr_pair: float | None = None
     psnr_base: float | None = None
+    solver: str | None = None
 
     @property
     def split(self) -> Split | None:
@@ -108,9 +111,18 @@ def read_trained(name: str, metadata: Mapping[str, str]) -> Trained:
     if trained.teacher_steps is not None and not 2 <= trained.teacher_steps <= 10_000:
         raise AdapterError(f"{name}: glance.teacher_steps is {trained.teacher_steps}; it must lie between 2 and 10000")
     try:
-        _ = trained.split
+        split = trained.split
     except ScheduleError as error:
         raise AdapterError(f"{name}: glance.steps cannot be walked: {error}") from error
+    if trained.solver is not None:
+        try:
+            solver = Solver.loads(trained.solver)
+        except ScheduleError as error:
+            raise AdapterError(f"{name}: glance.solver: {error}") from error
+        if split is None or len(split.steps) != solver.steps:
+            raise AdapterError(
+                f"{name}: glance.solver has {solver.steps} steps, glance.steps is {trained.steps}; the file was edited or damaged"
+            )
     return trained
 
 

@@ -4,7 +4,8 @@
 `trajectory`: at a point a of the ladder the target is the secant of the teacher's own path to the next point b,
 (x_a - x_b) / (sigma_a - sigma_b), so that one Euler step lands where the teacher did. It needs prompts alone, no pictures.
 Compare: progressive distillation (Salimans & Ho, arXiv 2202.00512) halves the teacher's steps in rounds; here all steps between two
-points are taken at once. Guidance stays in the student, or is folded into it (Meng et al., arXiv 2210.03142): then the teacher walks with
+points are taken at once. `aimed` and `end to end` (trainees.WalkTrainee) start where the student's own steps have led, as it will be when it
+samples (compare scheduled sampling, Bengio et al., arXiv 1506.03099). Guidance stays in the student, or is folded into it (Meng et al., arXiv 2210.03142): then the teacher walks with
 guidance and the student without, at half the forwards.
 """
 
@@ -20,13 +21,29 @@ from torch import Tensor
 from .errors import GlanceError
 from .sampling import euler, multistep
 
-OBJECTIVES = ("trajectory", "trajectory, fold guidance", "flow_matching")
+FOLD = ", fold guidance"
+TRAJECTORY, AIMED, END_TO_END, FLOW = "trajectory", "aimed", "end to end", "flow_matching"
+WALKED = (AIMED, f"{AIMED}{FOLD}", END_TO_END, f"{END_TO_END}{FOLD}")  # learned on the student's own walks, by both phases at once
+OBJECTIVES = (TRAJECTORY, f"{TRAJECTORY}{FOLD}", *WALKED, FLOW)
 NO_PROMPT = -1
 
 # velocity(x, sigma, rows): noise - data (B, ...) at noise levels sigma (B,), for the prompts of these rows of the training set; row -1 is
 # the empty prompt.
 RowVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+# The same with the prompts and without; the second is None where there is no guidance.
+BothVelocities = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 Progressed = Callable[[int], None]
+
+
+def both(velocity: RowVelocity) -> BothVelocities:
+    """(x, sigma, rows) -> velocities with and without the prompt, from one that has no guidance; one batch of both."""
+
+    def of(x: Tensor, sigma: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        nobody = torch.full_like(rows, NO_PROMPT)
+        with_prompt, without = velocity(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([rows, nobody])).chunk(2)
+        return with_prompt, without
+
+    return of
 
 
 class Objective(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -226,18 +226,27 @@ def latent_shape(patcher: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def sample(
-    patcher: Any, positive: Any, negative: Any, latent: Mapping[str, Any], seed: int, cfg: float, sampler_name: str, sigmas: torch.Tensor
+    patcher: Any, positive: Any, negative: Any, latent: Mapping[str, Any], seed: int, cfg: float, sampler: Any, sigmas: torch.Tensor
 ) -> dict[str, Any]:
-    """One run of the host's own sampler on these sigmas; previews, masks, batches and interrupts are the host's."""
+    """One run of a SAMPLER of the host on these sigmas; previews, masks, batches and interrupts are the host's."""
     samples = fixed_latent(patcher, latent)
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     result = comfy.sample.sample_custom(
-        patcher, noise, cfg, comfy.samplers.sampler_object(sampler_name), sigmas, positive, negative, samples,
+        patcher, noise, cfg, sampler, sigmas, positive, negative, samples,
         noise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(patcher, len(sigmas) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
     )  # fmt: skip
     out = {name: value for name, value in latent.items() if name not in ("downscale_ratio_spacial", "downscale_ratio_temporal")}
     return out | {"samples": result}
+
+
+def starting_noise(patcher: Any, ladder: Sequence[float], shape: Sequence[int], count: int, seed: int) -> torch.Tensor:
+    """Where the ladder starts (count, ...) for latents of this shape (B, ...), drawn on the CPU."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    noise = torch.randn((count, *shape[1:]), generator=generator).to(patcher.load_device)
+    sigma = torch.tensor([ladder[0]], device=noise.device)
+    started: torch.Tensor = patcher.get_model_object("model_sampling").noise_scaling(sigma, noise, torch.zeros_like(noise), True)
+    return started
 
 
 def is_flow(patcher: Any) -> bool:

@@ -9,6 +9,7 @@ import comfy.latent_formats
 import comfy.model_management
 import comfy.utils
 import latent_preview
+import numpy
 import torch
 from PIL import Image
 from server import PromptServer
@@ -50,6 +51,11 @@ class Live:
             text = ", ".join(part for part in (f"{self.what} {done}/{self.total}", note, f"{speed:.2f}/s", left) if part)
             if self.node_id is not None and getattr(PromptServer, "instance", None) is not None:
                 PromptServer.instance.send_progress_text(text, self.node_id)
+
+
+def as_image(drawn: Image.Image) -> torch.Tensor:
+    """A picture as ComfyUI's IMAGE (1, H, W, 3), 0 to 1."""
+    return torch.from_numpy(numpy.array(drawn)).float()[None] / 255
 
 
 def preview(model: Any, latent: torch.Tensor) -> tuple[str, Image.Image, int] | None:

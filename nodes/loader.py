@@ -80,7 +80,8 @@ def _lora_input(phase: str, loras: list[str], tooltip: str) -> Any:
 def _trained(slow: Adapter, fast: Adapter) -> Trained:
     """What the pair says of itself; one file may say what the other leaves out (`check_pair` saw that they agree)."""
     said = {item.name: getattr(slow.trained, item.name) for item in fields(Trained)}
-    return replace(fast.trained, **{name: value for name, value in said.items() if value is not None})
+    both = replace(fast.trained, **{name: value for name, value in said.items() if value is not None})
+    return both if slow.trained.solver == fast.trained.solver else replace(both, solver=None)
 
 
 def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trained, notes: tuple[str, ...]) -> str:
@@ -108,6 +109,10 @@ def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trai
             f"when trained: {trained.psnr_pair:.2f} dB to the teacher, the bare base on the same ladder {trained.psnr_base:.2f} dB"
             + (": WORSE than the bare base; set both strengths to 0 or leave the pair out" if worse else "")
         )
+    if trained.solver is not None:
+        lines.append("solver: fitted for these teacher steps, with a guidance of its own; Phase Split Sampler's sampler auto uses it")
+    elif any(adapter.trained.solver for adapter in adapters):
+        lines.append("solver: not used, the two files state different ones")
     if trained.ladder or trained.steps:
         lines.append(
             f"schedule: {trained.ladder or 'ladder not stated'}, teacher steps {trained.steps or 'not stated'} of {trained.teacher_steps or 50}, from the file"

@@ -10,13 +10,17 @@ from comfy_api.latest import io
 
 from ..glance_core import schedule as core
 from ..glance_core import tiny
+from ..glance_core.calibration import Settings
 from ..glance_core.errors import GlanceError, ScheduleError
 from ..glance_core.sampling import reference_ladders, walk
+from ..glance_core.solver import Solver
 from . import host
 from .loader import CATEGORY
 from .pair import log, pair_of, tagged_sigmas, trained_of
+from .solver import sampler as solver_sampler
 
 _MANY = 10_000
+SETTINGS = io.Custom("GLANCE_SETTINGS")
 
 
 def schedule_inputs() -> list[Any]:
@@ -35,6 +39,10 @@ def schedule_inputs() -> list[Any]:
             for phase, paper in (("slow", "5, or 3"), ("fast", "5"))
         ),
     ]
+
+
+def settings_input(tooltip: str) -> Any:
+    return SETTINGS.Input("settings", optional=True, tooltip=tooltip)
 
 
 def _denoise_input() -> Any:
@@ -63,11 +71,14 @@ def validate_teacher_steps(teacher_steps: str | None) -> bool | str:
 
 
 def _walked(
-    model: Any, latent: Any, schedule: str, slow_steps: int, fast_steps: int, teacher_steps: str, denoise: float
-) -> core.PhaseSchedule:
+    model: Any, latent: Any, schedule: str, slow_steps: int, fast_steps: int, teacher_steps: str, denoise: float, settings: Settings | None
+) -> tuple[core.PhaseSchedule, core.Split]:
     trained = trained_of(model)
-    split = host.split(trained, slow_steps, fast_steps, teacher_steps or "")
     shape = host.latent_shape(model, latent)
+    if settings is not None:
+        split, schedule = settings.split, settings.kind
+    else:
+        split = host.split(trained, slow_steps, fast_steps, teacher_steps or "")
     kind, ladder = host.teacher_ladder(model, shape, schedule, trained)
     if host.architecture(model) == tiny.BASE and shape[-2:] != tiny.LATENT[-2:]:
         log.warning("Glance: the embedded model paints pictures of 128x128; at %dx%d it paints rubbish", 8 * shape[-1], 8 * shape[-2])
@@ -77,7 +88,23 @@ def _walked(
         log.warning("Glance: teacher steps %s put steps into the other phase than the pair was trained for (%s)", split, trained.split)
     walked = core.build_schedule(ladder, split, denoise)
     log.info("Glance: %s ladder, teacher steps %s, %d steps", kind, split, walked.steps)
-    return walked
+    return walked, split
+
+
+def _own_solver(model: Any, split: core.Split, denoise: float, settings: Settings | None) -> Solver | None:
+    """The solver fitted for these very steps, of the settings or of the pair; None, and said why, where it does not fit."""
+    if settings is not None:
+        solver, fitted_for = settings.solver, settings.split
+    else:
+        trained = trained_of(model)
+        if trained.solver is None or trained.split is None:
+            return None
+        solver, fitted_for = Solver.loads(trained.solver), trained.split
+    if denoise < 1 or split != fitted_for:
+        why = f"teacher steps {split} instead of {fitted_for}" if split != fitted_for else f"denoise {denoise:g}"
+        log.warning("Glance: the solver that was fitted for this pair or model does not fit this run (%s): euler is used", why)
+        return None
+    return solver
 
 
 class GlanceScheduler(io.ComfyNode):
@@ -94,8 +121,14 @@ class GlanceScheduler(io.ComfyNode):
                 *schedule_inputs(),
                 teacher_steps_input(),
                 _denoise_input(),
+                settings_input("From Calibrate Glance: its ladder and steps instead of those chosen here."),
             ],
-            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustom; they carry the boundary.")],
+            outputs=[
+                io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustom; they carry the boundary."),
+                io.Sampler.Output(
+                    display_name="sampler", tooltip="The solver fitted for these steps, of the settings or of the pair; euler without one."
+                ),
+            ],
         )
 
     @classmethod
@@ -104,9 +137,12 @@ class GlanceScheduler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, latent_image: Any, schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = ""
-    ) -> io.NodeOutput:
-        return io.NodeOutput(tagged_sigmas(_walked(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise)))
+        cls, model: Any, latent_image: Any, schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = "",
+        settings: Settings | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        walked, split = _walked(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise, settings)
+        solver = _own_solver(model, split, denoise, settings)
+        return io.NodeOutput(tagged_sigmas(walked), solver_sampler(solver) if solver else comfy.samplers.sampler_object("euler"))
 
 
 class PhaseSplitSampler(io.ComfyNode):
@@ -132,14 +168,19 @@ class PhaseSplitSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="As the pair was trained: Qwen-Image 4, FLUX.1-dev 1, the embedded model 4. Above 1 each step costs two forwards.",
+                    tooltip="As the pair was trained, which Load Glance LoRA's report says; the bare Qwen-Image 4, FLUX.1-dev 1. Other than 1, each "
+                    "step costs two forwards. A solver fitted for the pair or the model has its own guidance instead.",
                 ),
                 io.Combo.Input(
-                    "sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="euler is what pairs are trained for."
+                    "sampler_name",
+                    options=["auto", *comfy.samplers.SAMPLER_NAMES],
+                    default="auto",
+                    tooltip="auto: the solver fitted for the pair, or wired as settings; where there is none euler, which pairs are trained for.",
                 ),
                 *schedule_inputs(),
                 _denoise_input(),
                 teacher_steps_input(),
+                settings_input("From Calibrate Glance: ladder, steps and solver instead of those chosen here."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
         )
@@ -151,10 +192,16 @@ class PhaseSplitSampler(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, positive: Any, negative: Any, latent_image: Any, seed: int, cfg: float, sampler_name: str,
-        schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = "",
+        schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = "", settings: Settings | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        walked = _walked(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise)
-        return io.NodeOutput(host.sample(model, positive, negative, latent_image, seed, cfg, sampler_name, tagged_sigmas(walked)))
+        walked, split = _walked(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise, settings)
+        solver = _own_solver(model, split, denoise, settings) if sampler_name == "auto" else None
+        if solver is not None:
+            sampler, cfg = solver_sampler(solver), 1.0  # of the preview; the solver mixes by itself
+            log.info("Glance: the fitted solver, %d forwards", solver.forwards)
+        else:
+            sampler = comfy.samplers.sampler_object("euler" if sampler_name == "auto" else sampler_name)
+        return io.NodeOutput(host.sample(model, positive, negative, latent_image, seed, cfg, sampler, tagged_sigmas(walked)))
 
 
 class GlanceReferenceSampler(io.ComfyNode):

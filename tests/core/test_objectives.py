@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from glance_core.errors import GlanceError
-from glance_core.objectives import FlowMatching, losses, rollout
+from glance_core.objectives import FlowMatching, both, losses, rollout
 from glance_core.sampling import euler
 from glance_core.schedule import shifted_ladder
 
@@ -148,3 +148,15 @@ def test_a_teacher_that_visits_fewer_steps_is_of_second_order():
 def test_visited_steps_that_leave_a_point_out_are_refused():
     with pytest.raises(GlanceError, match=r"must hold 0 and \[0, 5\]"):
         rollout(lambda x, sigma, rows: x, torch.ones(1, 2), shifted_ladder(10, 1.0), (0, 5), visited=(0, 4))
+
+
+def test_both_runs_one_batch_with_the_prompts_and_without():
+    asked = []
+
+    def velocity(x, sigma, rows):
+        asked.append(rows.tolist())
+        return x * (rows + 2).reshape(-1, 1)
+
+    cond, free = both(velocity)(torch.ones(2, 1), torch.ones(2), torch.tensor([3, 5]))
+    assert asked == [[3, 5, -1, -1]]
+    assert cond.flatten().tolist() == [5, 7] and free.flatten().tolist() == [1, 1]

@@ -1,0 +1,70 @@
+"""A calibration as one picture: how near each tried walk came, and which noise levels the chosen one visits. By Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .calibration import Calibration
+from .loss_plot import COLOURS, FAINT, GAP, HEIGHT, INK, PAPER, WIDTH
+from .schedule import FAST, SLOW
+
+if TYPE_CHECKING:
+    from PIL import Image as PillowImage
+
+
+def plot_calibration(found: Calibration, ladder: Sequence[float], title: str) -> PillowImage.Image:
+    """ladder: the teacher's T + 1 sigmas."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    sheet = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    small, large = ImageFont.load_default(13), ImageFont.load_default(16)
+    draw.text((24, 14), title, INK, large)
+    half = (WIDTH - GAP - 24) // 2
+
+    left, top, right, bottom = GAP, 84, half, HEIGHT - 62
+    draw.text((left, top - 40), "PSNR to the teacher (dB) of each walk tried, and the best until then", INK, small)
+    values = [near for _, near in found.tried]
+    low, high = min(values), max(values)
+    margin = max(0.05 * (high - low), 0.01)
+
+    def place(i: int, value: float) -> tuple[float, float]:
+        share = (value - low + margin) / (high - low + 2 * margin)
+        return left + (right - left) * i / max(1, len(values) - 1), bottom - share * (bottom - top)
+
+    for value in (low, (low + high) / 2, high):
+        y = place(0, value)[1]
+        draw.line([(left, y), (right, y)], FAINT)
+        draw.text((left - 8 - small.getlength(f"{value:.1f}"), y - 8), f"{value:.1f}", INK, small)
+    best = [place(i, max(values[: i + 1])) for i in range(len(values))]
+    if len(best) > 1:
+        draw.line(best, COLOURS[SLOW], 3)
+    for i, value in enumerate(values):
+        x, y = place(i, value)
+        draw.ellipse([x - 3, y - 3, x + 3, y + 3], COLOURS[FAST])
+    draw.text((left, bottom + 8), f"{len(values)} walks tried", INK, small)
+
+    left, right = half + GAP + 24, WIDTH - 24
+    draw.text((left, top - 40), "noise levels (sigma) that are visited, from 1 on the left to 0", INK, small)
+    count = len(found.walk.steps)
+    rows = (
+        ("uniform", tuple(round(i * (len(ladder) - 1) / count) for i in range(count)), len(found.split.slow)),
+        ("chosen", found.walk.steps, len(found.split.slow)),
+    )
+    for at, (name, steps, slow) in enumerate(rows):
+        y = top + 60 + 110 * at
+        draw.line([(left, y), (right, y)], FAINT, 2)
+        draw.text((left, y - 34), name, INK, small)
+        end = -1.0
+        for i, step in enumerate(steps):
+            x = left + (right - left) * (1 - ladder[step] / ladder[0])
+            colour = COLOURS[SLOW if i < slow else FAST] if name == "chosen" else INK
+            draw.ellipse([x - 6, y - 6, x + 6, y + 6], colour)
+            text = str(step + 1)
+            width = small.getlength(text)
+            if x - width / 2 > end:
+                draw.text((x - width / 2, y + 12), text, INK, small)
+                end = x + width / 2 + 4
+    draw.text((left, bottom + 8), "numbers are teacher steps; blue: Slow, orange: Fast", INK, small)
+    return sheet

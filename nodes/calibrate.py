@@ -1,0 +1,104 @@
+"""CalibrateGlance: the best few steps of this model without training, found from a handful of teacher runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..glance_core.adapter_metadata import Trained
+from ..glance_core.calibration import Calibration, Settings, calibrate
+from ..glance_core.calibration_plot import plot_calibration
+from ..glance_core.errors import ScheduleError
+from ..glance_core.verdict import latent_psnr
+from . import host, pair
+from . import student as glue
+from .live import Live, as_image
+from .loader import CATEGORY
+from .samplers import SETTINGS
+
+
+class CalibrateGlance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CalibrateGlance",
+            display_name="Calibrate Glance",
+            category=CATEGORY,
+            description="Finds which teacher steps, guidance and coefficients bring few steps of this model nearest to its own many steps. Nothing "
+            "is trained; Phase Split Sampler, Glance Scheduler and Train Glance Adapter take the settings.",
+            search_aliases=["glance settings", "few steps", "find schedule", "solver"],
+            is_input_list=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to calibrate, without a Glance pair on it."),
+                io.Conditioning.Input("positive", tooltip="Prompts like those you will use, as many as you have time for: a list, or combined ones. Half choose, half judge."),
+                io.Conditioning.Input("negative", optional=True, tooltip="As you sample with; needed where cfg is not 1."),
+                io.Latent.Input("latent_image", tooltip="An empty latent; its size decides the ladder."),
+                io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="The guidance the teacher samples with: Qwen-Image 4, FLUX.1-dev 1, the embedded model 4."),
+                io.Int.Input("forwards", default=10, min=2, max=100, tooltip="Model evaluations a picture may cost. With cfg other than 1 each step takes two."),
+                io.Float.Input("seconds", default=300.0, min=1.0, max=36000.0, step=1.0, tooltip="After this long the search ends, the teacher's runs included."),
+                io.Combo.Input("schedule", options=host.SCHEDULES, tooltip="The teacher's ladder. auto: what the pair was trained on, else by the model."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="The noise's seed."),
+                io.Int.Input("teacher_runs", optional=True, advanced=True, default=0, min=0, max=1024,
+                             tooltip="Runs of the teacher, on the prompts in turn. 0: one for each prompt, at least 8."),
+                io.Int.Input("batch_size", optional=True, advanced=True, default=4, min=1, max=1024, tooltip="Pictures at a time."),
+            ],
+            outputs=[
+                SETTINGS.Output(display_name="settings", tooltip="For Phase Split Sampler, Glance Scheduler and Train Glance Adapter."),
+                io.Image.Output(display_name="plot", tooltip="How near each walk came, and the noise levels chosen."),
+                io.String.Output(display_name="report", tooltip="What was found, and what it gains on runs that chose nothing."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: list[Any], positive: list[Any], latent_image: list[Any], cfg: list[float], forwards: list[int], seconds: list[float],
+        schedule: list[str], seed: list[int], negative: list[Any] | None = None, teacher_runs: list[int] | None = None,
+        batch_size: list[int] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        patcher, prompts = model[0], [entry for each in positive for entry in each]
+        against = [entry for each in negative or [] for entry in each]
+        if cfg[0] != 1 and not against:
+            raise ScheduleError(f"cfg is {cfg[0]:g} but no negative prompt is wired; wire one, empty if need be, or set cfg to 1")
+        if pair.pair_of(patcher) is not None:
+            raise ScheduleError(
+                "the model carries a Glance pair, so its own steps are no teacher; wire the model as it is before Load Glance LoRA"
+            )
+        samples = host.fixed_latent(patcher, latent_image[0])[:1]
+        if samples.is_nested:
+            raise ScheduleError("latents of several parts (video with sound) cannot be calibrated; use a picture's or a silent video's")
+        kind, ladder = host.teacher_ladder(patcher, tuple(samples.shape), schedule[0], Trained())
+        runs = (teacher_runs or [0])[0] or max(8, len(prompts))
+        live = Live(getattr(cls.hidden, "unique_id", None), 1)
+        found: list[Calibration] = []
+
+        def work(conditioned: glue.Conditioned, _: torch.Tensor) -> None:
+            noise = host.starting_noise(patcher, ladder, samples.shape, runs, seed[0])
+            found.append(calibrate(
+                conditioned.velocity(1.0), conditioned.velocity, noise, ladder, forwards[0], cfg[0], latent_psnr, seconds[0],
+                (batch_size or [4])[0], live.still,
+            ))  # fmt: skip
+
+        glue.run(patcher, prompts, against, samples, seed[0], "auto", 0, work)
+        calibration = found[0]
+        title = f"{type(patcher.model).__name__}, {forwards[0]} forwards: {calibration.verdict.gain:+.2f} dB over even steps"
+        picture = as_image(plot_calibration(calibration, ladder, title))
+        settings = Settings(kind, calibration.split, calibration.solver, cfg[0])
+        return io.NodeOutput(settings, picture, _report(calibration, kind, cfg[0], len(prompts), runs))
+
+
+def _report(found: Calibration, kind: str, cfg: float, prompts: int, runs: int) -> str:
+    gained = found.verdict.pair - found.plain
+    lines = [
+        f"teacher: {found.split.teacher_steps} steps on the {kind} ladder, cfg {cfg:g}, {runs} runs on {prompts} prompts",
+        f"found: teacher steps {found.split}, guidance {found.walk.guidance:.3g}, second-order share {found.walk.coefficient:g}, "
+        f"{found.solver.forwards} forwards; {len(found.tried)} walks tried in {found.seconds:.0f} s",
+        f"PSNR to the teacher on {found.verdict.examples}, in latents: settings {float(found.verdict.pair.mean()):.2f} dB, "
+        f"even steps under the teacher's guidance {float(found.verdict.base.mean()):.2f} dB, {found.verdict.gain:+.2f} dB",
+        f"of which the fitted coefficients: {float(gained.mean()):+.2f} dB",
+    ]
+    if found.verdict.worse:
+        lines.append("WORSE THAN EVEN STEPS: give it more prompts or seconds, or sample without these settings")
+    return "\n".join(lines)
