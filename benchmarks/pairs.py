@@ -1,7 +1,9 @@
 """Pairs trained on the embedded model, judged on unseen prompts beside the bare base, over several seeds: trajectory from a few prompts, and
-the paper's loss on one picture. ± is one standard error over prompts; gain is paired to the base's uniform walk with as many steps.
+the paper's loss on one picture. ± is one standard error over prompts; gain is paired to the base's uniform walk with as many steps, or, with
+another objective alone, to the searched control.
 
     python -m benchmarks.pairs [--json] [--seeds 3] [--prompts 16] [--judged 1024]
+    python -m benchmarks.pairs --objective "end to end" --prompts 64 --noises 6 --steps 260
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 
 from glance_core.errors import GlanceError
 from glance_core.memory import keep_freed_memory
-from glance_core.objectives import OBJECTIVES
+from glance_core.objectives import FLOW, OBJECTIVES, TRAJECTORY
 from glance_core.progress import Progress
 from glance_core.tiny import load_evaluator
 from glance_core.tiny.examples import Examples, drawn, with_noise
@@ -23,32 +25,25 @@ from glance_core.tiny.judging import Judge, Row, as_json, table
 from glance_core.tiny.methods import WALKS, Method, searched_control
 from glance_core.tiny.packing import pack
 from glance_core.tiny.painting import Painter, load_references, reference_prompts
-from glance_core.tiny.pair import PairSettings, train
+from glance_core.tiny.pair import PairSettings, sampled, train
 from glance_core.tiny.world import render, sample_scenes
 
-TRAJECTORY, _, FLOW = OBJECTIVES
 
-
-def rows(seeds: int, prompts: int, judged: int, steps: int) -> Iterator[tuple[Row, float | None]]:
-    """A row, and the seconds its training took. steps: of each phase, of the trajectory objective."""
-    painter = Painter()
+def rows(options: argparse.Namespace) -> Iterator[tuple[Row, float | None]]:
+    """A row, and the seconds its training took."""
+    painter, judged = Painter(), options.judged
     asked, teacher = reference_prompts(judged), load_references(judged)
     judge = Judge(load_evaluator(), asked.scenes, teacher)
     yield judge.teacher_row(), None
-    for count, objective in ((5, TRAJECTORY), (10, FLOW)):
-        base = Method(f"base, {count} uniform", WALKS[count]["uniform"])
-        settings = [PairSettings(objective, steps if objective == TRAJECTORY else 60, seed=seed) for seed in range(seeds)]
-        methods: list[tuple[Method, PairSettings | None]] = [(base, None)]
-        if count == 5:
-            methods.append((searched_control(), None))
-        methods.append((Method("base, the pair's steps", settings[0].way.split, settings[0].way.guidance), None))
-        name = f"trajectory, {prompts} prompts" if objective == TRAJECTORY else "paper's loss, 1 picture"
-        methods += [(Method(f"{name}, seed {own.seed}", own.way.split, own.way.guidance, with_pair=True), own) for own in settings]
+    for objective in (TRAJECTORY, FLOW) if options.objective == TRAJECTORY else (options.objective,):
+        settings = [PairSettings(objective, 60 if objective == FLOW else options.steps, seed=seed) for seed in range(options.seeds)]
         control = None
-        for method, own in methods:
+        for method, own in methods(objective, settings, options.prompts):
             begun = time.monotonic()
-            done = train(painter, own, examples(own, prompts)) if own else None
+            done = train(painter, own, examples(own, options.prompts, options.noises)) if own else None
             trained = time.monotonic() - begun if own else None
+            if own and done:
+                method = sampled(own, done, method.name)
             with Progress(method.name, method.forwards * judged) as bar:
                 begun = time.monotonic()
                 pictures = method.paint(painter, asked, done.factors if done else None, lambda forwards, bar=bar: bar.step(count=forwards))
@@ -57,10 +52,23 @@ def rows(seeds: int, prompts: int, judged: int, steps: int) -> Iterator[tuple[Ro
             yield row, trained
 
 
-def examples(settings: PairSettings, prompts: int) -> Examples:
+def methods(objective: str, settings: list[PairSettings], prompts: int) -> list[tuple[Method, PairSettings | None]]:
+    """What is compared, the first being what gain is paired to, and how each pair is trained."""
+    way = settings[0].way
+    if objective in (TRAJECTORY, FLOW):
+        count = len(way.split.steps)
+        bare = [Method(f"base, {count} uniform", WALKS[count]["uniform"]), Method("base, the pair's steps", way.split, way.guidance)]
+        bare[1:1] = [searched_control()] if objective == TRAJECTORY else []
+    else:
+        bare = [searched_control()]
+    name = "paper's loss, 1 picture" if objective == FLOW else f"{objective}, {prompts} prompts"
+    return [(method, None) for method in bare] + [(Method(f"{name}, seed {own.seed}", way.split, way.guidance), own) for own in settings]
+
+
+def examples(settings: PairSettings, prompts: int, noises: int | None) -> Examples:
     """Prompts of the training world with noise for the teacher, or one of its pictures with its caption, by the seed."""
-    if settings.objective == TRAJECTORY:
-        return with_noise(drawn(prompts, settings.seed), settings.seed)
+    if settings.objective != FLOW:
+        return with_noise(drawn(prompts, settings.seed), settings.seed, noises)
     generator = torch.Generator().manual_seed(30_000 + settings.seed)
     scene = sample_scenes(1, generator, "seen")
     return Examples(scene.slots(), pack(render(scene, generator)))
@@ -70,13 +78,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pairs", description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training (default 3)")
-    parser.add_argument("--prompts", type=int, default=16, help="of the trajectory objective (default 16)")
+    parser.add_argument(
+        "--objective", choices=OBJECTIVES[:-1], default=TRAJECTORY, help="(default trajectory, with the paper's loss beside it)"
+    )
+    parser.add_argument("--prompts", type=int, default=16, help="to learn from (default 16)")
+    parser.add_argument("--noises", type=int, help="for each prompt (default: so many that there are at least 192 runs of the teacher)")
     parser.add_argument("--judged", type=int, default=1024, help="unseen prompts (default 1024)")
-    parser.add_argument("--steps", type=int, default=105, help="of each phase, trajectory (default 105)")
+    parser.add_argument("--steps", type=int, default=105, help="of each phase; of both at once on whole walks (default 105)")
     options = parser.parse_args()
     keep_freed_memory()
     try:
-        found = list(rows(options.seeds, options.prompts, options.judged, options.steps))
+        found = list(rows(options))
     except GlanceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,7 +20,7 @@ from .tiny.examples import drawn, with_noise
 from .tiny.judging import Judge, Row, as_json, table
 from .tiny.methods import GLANCE, GLANCE_GUIDANCE, WALKS, Method, searched_control
 from .tiny.painting import Painter, Prompts, load_references, reference_prompts
-from .tiny.pair import PairSettings, train, write
+from .tiny.pair import PairSettings, sampled, train, write
 from .tiny.words import caption
 
 JUDGED, SHOWN, PROMPTS = 256, 8, 64
@@ -39,9 +39,9 @@ def demo(seconds: float, out: Path, seed: int = 0, as_text: bool = True) -> str:
     painter = Painter()
     settings = PairSettings(steps=round(seconds * STEPS_PER_SECOND / 2), seed=seed)
     examples = with_noise(drawn(PROMPTS, seed), seed)
-    factors = train(painter, settings, examples).factors
+    done = train(painter, settings, examples)
     trained = time.monotonic() - started
-    files = write(factors, settings, out, "glance_demo")
+    files = write(done, settings, out, "glance_demo")
     slow, fast = (read_adapter(path) for path in files)  # what is judged is what was written
     check_pair(slow, fast)
 
@@ -50,7 +50,7 @@ def demo(seconds: float, out: Path, seed: int = 0, as_text: bool = True) -> str:
         Method("base, uniform", WALKS[5]["uniform"]),
         Method("base, Glance's steps", GLANCE, GLANCE_GUIDANCE),
         searched_control(),
-        Method("Glance", settings.way.split, settings.way.guidance, with_pair=True),
+        sampled(settings, done, "Glance"),
     )
     rows, pictures = compare(painter, methods, {SLOW: slow.factors, FAST: fast.factors}, prompts, teacher)
     picture = files[0].with_name(files[0].name.replace("_slow.safetensors", ".png"))

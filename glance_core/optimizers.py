@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +17,14 @@ DECAYS = ("linear", "cosine", "constant")
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], learning_rate: float, betas: tuple[float, float], weight_decay: float
+    name: str,
+    parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101), in fp32 or with 8-bit states (arXiv 2110.02861, by bitsandbytes, which is not installed with the pack)."""
+    """AdamW (arXiv 1711.05101), in fp32 or with 8-bit states (arXiv 2110.02861, by bitsandbytes, which is not installed with the pack). parameters: as torch's
+    optimisers take them, groups with settings of their own too."""
     if name == "adamw":
         return torch.optim.AdamW(parameters, learning_rate, betas, weight_decay=weight_decay)
     if name == "adamw8bit":

@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from .run_files import RunFiles
     from .tiny.examples import Examples
 
-OBJECTIVE_NAMES = {"trajectory": "trajectory", "fold_guidance": "trajectory, fold guidance", "flow_matching": "flow_matching"}
+OBJECTIVE_NAMES = {
+    "trajectory": "trajectory", "fold_guidance": "trajectory, fold guidance", "aimed": "aimed", "aimed_fold_guidance": "aimed, fold guidance",
+    "end_to_end": "end to end", "end_to_end_fold_guidance": "end to end, fold guidance", "flow_matching": "flow_matching",
+}  # fmt: skip
 PROMPTS = 64
 _LONGEST_NAME = 100
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objective", choices=OBJECTIVE_NAMES, default="trajectory",
-                        help="trajectory: the teacher's own path, from prompts alone; fold_guidance: the same in half the forwards; "
+                        help="trajectory: the teacher's own path, from prompts alone; aimed and end_to_end: the student's own walks beside the teacher's, "
+                        "with a solver of its own; ..fold_guidance: the same in half the forwards; "
                         "flow_matching: the paper's loss on one picture (default trajectory)")  # fmt: skip
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help=f"a text file with one caption per line (default: {PROMPTS} drawn ones)"
@@ -71,20 +75,20 @@ def run(options: argparse.Namespace) -> None:
     painter = Painter()
     try:
         done = train(painter, settings, examples, files)
-        verdict = judged(painter, settings, done.factors, options.judged)
-        pair = write(done.factors, settings, files.folder, files.name, examples, verdict)
+        verdict = judged(painter, settings, done, options.judged)
+        pair = write(done, settings, files.folder, files.name, examples, verdict)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_stopped(files)) from None
     files.remove()
-    seconds = time.monotonic() - started
+    seconds, slow_steps = time.monotonic() - started, len(settings.way.split.slow)
     if options.json:
         print(json.dumps({
             "pair": [str(path) for path in pair], "objective": settings.objective, "examples": len(examples), "steps": settings.steps,
             "seed": settings.seed, "psnr_pair": float(verdict.pair.mean()), "psnr_base": float(verdict.base.mean()), "gain": verdict.gain,
-            "worse": verdict.worse, "verdict": str(verdict), "loss": _ends(done.history), "seconds": seconds,
+            "worse": verdict.worse, "verdict": str(verdict), "loss": _ends(done.history, slow_steps), "seconds": seconds,
         }))  # fmt: skip
         return
-    for phase, (first, last) in _ends(done.history).items():
+    for phase, (first, last) in _ends(done.history, slow_steps).items():
         print(f"{phase}  loss {first:.4f} at first, {last:.4f} at last")
     print(verdict)
     print("\n".join(map(str, pair)))
@@ -123,14 +127,16 @@ def _examples(options: argparse.Namespace) -> Examples:
     return with_noise(slots, options.seed, options.noises)
 
 
-def _ends(history: History) -> dict[str, tuple[float, float]]:
+def _ends(history: History, slow_steps: int) -> dict[str, tuple[float, float]]:
     """By phase: the mean loss of the first and of the last tenth of the examples."""
     from .schedule import FAST, SLOW
 
-    half = len(history.losses) // 2
-    tenth = max(1, half // 10)
-    halves = {SLOW: history.losses[:half], FAST: history.losses[half:]}
-    return {phase: (sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth) for phase, losses in halves.items()}
+    halves = {}
+    for phase, points in ((SLOW, range(slow_steps)), (FAST, range(slow_steps, len(history.points)))):
+        losses = [loss for point, loss in zip(history.points, history.losses, strict=True) if point in points]
+        tenth = max(1, len(losses) // 10)
+        halves[phase] = (sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth)
+    return halves
 
 
 def _stopped(files: RunFiles) -> str:

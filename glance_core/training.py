@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ from torch import Tensor
 from .checkpoint import as_json, load_optimizer, load_run, optimizer_tensors, save_run, whole
 from .draws import Draws, History
 from .errors import TrainingError
-from .frozen import Forwards
 from .lora_file import Factor
-from .lora_layers import Lora, LoraLayers, frozen
+from .lora_layers import Lora, frozen
 from .objectives import Objective
 from .optimizers import OPTIMIZERS, make_optimizer, rate
 from .saved import Saves
 from .schedule import FAST, SLOW
-from .student import Student, backward, changed_forwards
+from .solver import Solver
+from .student import Student
+from .trainees import PhaseTrainee, Trainee, Walks, WalkTrainee, load
 
 PHASES = (SLOW, FAST)
+WALKS = "walks"
 DIVERGED = 10.0  # times the mean loss of the first round over the phase's points, and beyond what a velocity of zero would cost
 
 
@@ -74,13 +77,15 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Step:
-    """How far a run is: `step` of `steps` of this phase are done; loss is the last one's. factors() copies what has been trained so far."""
+    """How far a run is: `step` of `steps` of this phase are done; loss is the last one's. factors() copies what has been trained so far, and
+    solver() is the one that is trained with it, if any."""
 
     phase: str
     step: int
     steps: int
     loss: float
     factors: Callable[[], dict[str, dict[str, Factor]]]
+    solver: Callable[[], Solver | None] = lambda: None
 
 
 Reported = Callable[[Step], None]
@@ -88,22 +93,24 @@ Reported = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Factors by phase and slot, and the losses on the way."""
+    """Factors by phase and slot, the losses on the way, and the solver where one was trained with them."""
 
     factors: dict[str, dict[str, Factor]]
     history: History
+    solver: Solver | None = None
 
 
 def train_pair(
     student: Student,
-    objective: Objective,
+    objective: Objective | Walks,
     slow_steps: int,
     settings: TrainingSettings,
     report: Reported | None = None,
     checkpoint: Path | None = None,
     identity: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Slow learns the first `slow_steps` points of the objective, Fast the others, every point and every row equally often.
+    """Slow learns the first `slow_steps` points of the objective, Fast the others, every point and every row equally often; on Walks both
+    learn at once, in as many steps as each has on single steps, and the student's velocity is the one without guidance.
 
     report is called after every step, with no branch on the model. Whatever ends a run early, an interrupt or an exception in report or
     model, the steps done until then are kept in `checkpoint`, from where the next call goes on; `identity` is what, besides the settings,
@@ -113,21 +120,20 @@ def train_pair(
     points = len(objective.points)
     if not 0 < slow_steps < points:
         raise TrainingError(f"slow_steps = {slow_steps} of {points} leaves a phase without training; choose 1 to {points - 1}")
-    run = _Run(
-        student, objective, slow_steps, settings, report, checkpoint, {**(identity or {}), "slow_steps": slow_steps, "points": points}
-    )
+    own = {"slow_steps": slow_steps, "points": points, "walks": objective.describe() if isinstance(objective, Walks) else None}
+    run = _Run(student, objective, slow_steps, settings, report, checkpoint, {**(identity or {}), **own})
     with frozen(student.model):
-        for phase in PHASES:
-            if phase not in run.finished:
-                run.train(phase)
-    return Outcome(run.finished, run.history)
+        for part in run.parts:
+            if part not in run.done:
+                run.train(part)
+    return Outcome(run.finished, run.history, run.solver)
 
 
 class _Run:
     """A training run: what is finished, what is in training, and how it is kept on the disk."""
 
     def __init__(
-        self, student: Student, objective: Objective, slow_steps: int, settings: TrainingSettings, report: Reported | None,
+        self, student: Student, objective: Objective | Walks, slow_steps: int, settings: TrainingSettings, report: Reported | None,
         checkpoint: Path | None, identity: Mapping[str, Any],
     ):  # fmt: skip
         self.student, self.objective, self.settings, self.report, self.checkpoint = student, objective, settings, report, checkpoint
@@ -135,7 +141,9 @@ class _Run:
         trained = [f"{name} {slot.module} {slot.start} {slot.outside} {slot.inside}" for name, slot in sorted(student.slots.items())]
         modules = f"{len(trained)} modules, {hashlib.sha256(chr(10).join(trained).encode()).hexdigest()[:8]}"
         self.identity = as_json({**own, **asdict(settings.lora), **identity, "targets": modules, "rows": objective.rows})
-        self.points = {SLOW: range(slow_steps), FAST: range(slow_steps, len(objective.points))}
+        self.parts: Mapping[str, Callable[[], Trainee]] = self._parts(objective, slow_steps)
+        self.done: list[str] = []
+        self.solver: Solver | None = None
         self.finished: dict[str, dict[str, Factor]] = {}
         self.history = History()
         self.saves = Saves()
@@ -143,43 +151,57 @@ class _Run:
         if checkpoint is not None and checkpoint.exists():
             self._take_up(checkpoint)
 
-    def train(self, phase: str) -> None:
+    def _parts(self, objective: Objective | Walks, slow_steps: int) -> Mapping[str, Callable[[], Trainee]]:
+        """What is trained one after the other, by name."""
+        student, lora, saves = self.student, self.settings.lora, Saves()
+        seeds = [(self.settings.seed + 1_000_003 * number) % 2**63 for number in range(len(PHASES))]
+        if isinstance(objective, Walks):
+            return {WALKS: partial(WalkTrainee, student, objective, slow_steps, lora, seeds, saves)}
+        points = (range(slow_steps), range(slow_steps, len(objective.points)))
+        return {
+            phase: partial(PhaseTrainee, student, objective, phase, own, lora, seed, saves)
+            for phase, own, seed in zip(PHASES, points, seeds, strict=True)
+        }
+
+    def train(self, part: str) -> None:
         settings, student = self.settings, self.student
-        layers = LoraLayers(student.slots, settings.lora, phase, (settings.seed + 1_000_003 * PHASES.index(phase)) % 2**63, student.device)
-        optimizer = make_optimizer(settings.optimizer, layers.parameters(), settings.learning_rate, settings.betas, settings.weight_decay)
+        trainee = self.parts[part]()
+        optimizer = make_optimizer(
+            settings.optimizer, trainee.groups(settings.learning_rate), settings.learning_rate, settings.betas, settings.weight_decay
+        )
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scaler = torch.amp.GradScaler(student.device.type, enabled=student.half)
-        draws = Draws(self.points[phase], self.objective.rows, settings.batch, settings.caption_dropout, settings.seed)
+        draws = Draws(trainee.points, self.objective.rows, settings.batch, settings.caption_dropout, settings.seed)
         first = 0
         if self.kept is not None:
             path, tensors, facts = self.kept
             self.kept = None
             with whole(path):
-                layers.load(tensors)
+                load(trainee, tensors)
                 load_optimizer(optimizer, tensors)
                 draws.load(tensors)
                 scaler.load_state_dict(facts["scaler"])
                 first = int(facts["step"])
-        changed = changed_forwards(student, layers)
-        began = len(self.history.losses) - first * settings.batch * settings.accumulation
+        began = len(self.history.losses) - first * settings.batch * settings.accumulation * trainee.losses
 
         def save(step: int, drawn: Mapping[str, Tensor]) -> None:
             if self.checkpoint is not None:
-                tensors = {**layers.tensors(), **optimizer_tensors(optimizer), **drawn}
-                self._keep(phase, step, tensors, {"scaler": scaler.state_dict()})
+                tensors = {**trainee.tensors(), **optimizer_tensors(optimizer), **drawn}
+                self._keep(part, step, tensors, {"scaler": scaler.state_dict()})
 
         done, drawn, sound = first, draws.state(), True
         try:
             for step in range(first, settings.steps):
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * rate(step, settings.steps, settings.warmup, settings.decay)
+                    group["lr"] = group["highest"] * rate(step, settings.steps, settings.warmup, settings.decay)
                 optimizer.zero_grad(set_to_none=True)
-                at, loss, power = self._backward(draws, changed, scaler)
+                at, loss, power = self._backward(trainee, draws, scaler)
                 mean = float(loss.mean())
-                self._refuse_bad(phase, step, mean, power, self.history.losses[began:], len(self.points[phase]))
+                self._refuse_bad(part, step, mean, power, self.history.losses[began:], len(trainee.points))
                 scaler.unscale_(optimizer)
-                norm = torch.nn.utils.clip_grad_norm_(layers.parameters(), settings.clip or math.inf)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf)
                 if not scaler.is_enabled() and not torch.isfinite(norm):
-                    raise self._stopped(phase, step, f"the gradient's norm is {float(norm)}")
+                    raise self._stopped(part, step, f"the gradient's norm is {float(norm)}")
                 if settings.save_every and step > first and step % settings.save_every == 0:
                     save(step, drawn)  # only now is it known that the state before this step is sound
                 sound = False
@@ -189,18 +211,20 @@ class _Run:
                 self.history.losses += loss.tolist()
                 done, drawn, sound = step + 1, draws.state(), True
                 if self.report:
-                    self.report(Step(phase, done, settings.steps, mean, lambda: {**self.finished, phase: layers.factors()}))
+                    self.report(Step(part, done, settings.steps, mean, lambda: {**self.finished, **trainee.factors()}, trainee.solver))
         except TrainingError:
             raise  # the last good state is on the disk already
         except BaseException:  # an interrupt, memory that ran out: this run goes on from here
             if sound and done > first:
                 save(done, drawn)
             raise
-        self.finished[phase] = layers.factors()
+        self.finished |= trainee.factors()
+        self.solver = trainee.solver()
+        self.done.append(part)
         if self.checkpoint is not None:
-            self._keep(phase, settings.steps, {}, {})
+            self._keep(part, settings.steps, {}, {})
 
-    def _backward(self, draws: Draws, changed: Forwards, scaler: torch.amp.GradScaler) -> tuple[Tensor, Tensor, float]:
+    def _backward(self, trainee: Trainee, draws: Draws, scaler: torch.amp.GradScaler) -> tuple[Tensor, Tensor, float]:
         """Points and losses (batch x accumulation) of one step, and the mean square of its targets; gradients add up on the parameters."""
 
         def scaled(mean: Tensor) -> Tensor:
@@ -210,11 +234,10 @@ class _Run:
         found: list[Tensor] = []
         power = 0.0
         for _ in range(self.settings.accumulation):
-            at, rows, shown = draws.next()
-            drawn = self.objective.draw(at, rows, draws.generator)
-            power += float(drawn[2].float().square().mean()) / self.settings.accumulation
-            found.append(backward(self.student, changed, drawn, shown, self.saves, scaled))
+            at, loss, squares = trainee.backward(draws, scaled)
             points.append(at)
+            found.append(loss)
+            power += squares / self.settings.accumulation
         return torch.cat(points), torch.cat(found), power
 
     def _refuse_bad(self, phase: str, step: int, loss: float, power: float, before: Sequence[float], points: int) -> None:
@@ -240,7 +263,15 @@ class _Run:
             "history/losses": torch.tensor(self.history.losses, dtype=torch.float64),
         }
         scales = {name: {slot: factor.scale for slot, factor in factors.items()} for name, factors in self.finished.items()}
-        told = {"identity": self.identity, "phase": phase, "step": step, "scales": scales, **facts}
+        told = {
+            "identity": self.identity,
+            "phase": phase,
+            "step": step,
+            "scales": scales,
+            "done": self.done,
+            "solver": self.solver.dumps() if self.solver else None,
+            **facts,
+        }
         save_run(self.checkpoint, {**tensors, **done, **history}, told)
 
     def _take_up(self, path: Path) -> None:
@@ -251,7 +282,9 @@ class _Run:
             for phase, scales in facts["scales"].items():
                 pairs = {slot: (tensors[f"done/{phase}/{slot}.A"], tensors[f"done/{phase}/{slot}.B"]) for slot in scales}
                 self.finished[phase] = {slot: Factor(a, b, scales[slot] * len(a), scales[slot], slot) for slot, (a, b) in pairs.items()}
-            if facts["phase"] not in self.finished:
+            self.done = [part for part in facts["done"] if part in self.parts]
+            self.solver = Solver.loads(facts["solver"]) if facts.get("solver") else None
+            if facts["phase"] not in self.done:
                 self.kept = path, tensors, facts
 
     def _check(self, path: Path, identity: Mapping[str, Any]) -> None:

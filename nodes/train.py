@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import numpy
 import torch
 from comfy_api.latest import io
 
@@ -17,15 +16,15 @@ from ..glance_core.errors import TrainingError
 from ..glance_core.lora_layers import Lora
 from ..glance_core.lora_write import new_folder
 from ..glance_core.loss_plot import plot_losses
-from ..glance_core.objectives import OBJECTIVES
+from ..glance_core.objectives import END_TO_END, FLOW, OBJECTIVES
 from ..glance_core.run_files import run_files
 from ..glance_core.schedule import build_schedule
 from ..glance_core.training import TrainingSettings
 from . import host, pair
 from . import student as glue
-from .live import Live
+from .live import Live, as_image
 from .loader import CATEGORY, load_pair
-from .samplers import schedule_inputs, teacher_steps_input, validate_teacher_steps
+from .samplers import schedule_inputs, settings_input, teacher_steps_input, validate_teacher_steps
 from .training_run import Plan, Result, train
 
 AUTO = "auto"
@@ -57,10 +56,11 @@ class TrainGlanceAdapter(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The caption of the picture, or the prompts (each entry of a combined conditioning is one)."),
                 io.Conditioning.Input("negative", optional=True, tooltip="As you sample with; needed where cfg is not 1. Dropped captions see it."),
                 io.Conditioning.Input("check_prompts", optional=True, tooltip="Prompts to judge the pair on, kept out of training. Without: the training prompts from unseen noise."),
-                io.Combo.Input("objective", options=list(OBJECTIVES), tooltip="trajectory: towards the teacher's own path, from prompts alone. fold guidance: the pair then samples at cfg 1. "
+                io.Combo.Input("objective", options=list(OBJECTIVES), tooltip="trajectory: towards the teacher's own path, from prompts alone. aimed: the same from where the student's own steps lead, with a solver of its own. "
+                               "end to end: through all steps at once, for small models. fold guidance: the pair then samples at cfg 1. "
                                "flow_matching: the paper's loss on your picture; on the embedded model it makes things worse, see the README."),
                 *schedule_inputs(),
-                io.Int.Input("steps", default=0, min=0, max=100_000, tooltip=auto("Training steps of each phase.")),
+                io.Int.Input("steps", default=0, min=0, max=100_000, tooltip=auto("Training steps of each phase; of both at once for aimed and end to end.")),
                 io.Float.Input("learning_rate", default=0.0, min=0.0, max=1.0, step=0.00001, round=False, tooltip=auto("Highest learning rate.")),
                 io.Int.Input("rank", default=0, min=0, max=1024, tooltip=auto("Rank of the LoRAs.")),
                 io.Float.Input("alpha", default=0.0, min=0.0, max=10_000.0, step=1.0, tooltip=auto("The LoRAs' scale is alpha / rank.")),
@@ -74,6 +74,7 @@ class TrainGlanceAdapter(io.ComfyNode):
                 io.Boolean.Input("resume", default=True, tooltip="Go on with an unfinished run of this name. Off: start anew beside it."),
                 io.String.Input("name", default="my_glance", tooltip="The files are NAME_slow and NAME_fast in models/loras; an existing file is never overwritten, the name then gets a number."),
                 teacher_steps_input(),
+                settings_input("From Calibrate Glance: its ladder and steps; aimed and end to end begin with its solver."),
                 advanced(io.Int, "teacher_runs", "Runs of the teacher to learn from, each on a prompt in turn with its own noise. 0: one for each prompt, at least 4.", default=0, min=0, max=100_000),
                 advanced(io.Int, "batch_size", "Examples per step. 0: the default of the model.", default=0, min=0, max=1024),
                 advanced(io.Int, "accumulation", "Batches added up for one step.", default=1, min=1, max=1024),
@@ -130,7 +131,7 @@ def _plan(model: Any, latent: list[Any], positive: list[Any], negative: list[Any
     if not positive:
         raise TrainingError("positive is empty; wire the caption or the prompts to train on")
     latents = _latents(model, latent)
-    if objective == "flow_matching":
+    if objective == FLOW:
         if not torch.count_nonzero(latents):
             raise TrainingError(
                 "flow_matching needs a picture, and latent is empty; wire VAE Encode, or choose trajectory, which needs prompts alone"
@@ -143,10 +144,14 @@ def _plan(model: Any, latent: list[Any], positive: list[Any], negative: list[Any
         latents = latents[:1]
     if inputs["cfg"] != 1 and not negative:
         raise TrainingError(f"cfg is {inputs['cfg']:g}, which needs a negative prompt; wire negative, or set cfg to 1")
+    if objective.startswith(END_TO_END) and inputs["gradient_checkpointing"]:
+        raise TrainingError("objective end to end keeps the activations of all steps; set gradient_checkpointing to false, or choose aimed")
     settings = _settings(model, inputs, bool(negative))
-    trained = Trained()
-    split = host.split(trained, inputs["slow_steps"], inputs["fast_steps"], inputs.get("teacher_steps") or "")
-    kind, ladder = host.teacher_ladder(model, tuple(latents.shape), inputs["schedule"], trained)
+    found, trained = inputs.get("settings"), Trained()
+    if found is not None and found.guidance != inputs["cfg"]:
+        raise TrainingError(f"cfg is {inputs['cfg']:g}, but settings were found for a teacher at {found.guidance:g}; set cfg to it")
+    split = found.split if found else host.split(trained, inputs["slow_steps"], inputs["fast_steps"], inputs.get("teacher_steps") or "")
+    kind, ladder = host.teacher_ladder(model, tuple(latents.shape), found.kind if found else inputs["schedule"], trained)
     wanted = inputs["targets"].strip()
     slots = glue.slots(model, targets.recipe(host.architecture(model)).targets if wanted == AUTO else wanted)
     folder = Path(folder_paths.get_folder_paths("loras")[0])
@@ -159,7 +164,7 @@ def _plan(model: Any, latent: list[Any], positive: list[Any], negative: list[Any
     return Plan(
         model, positive + check, negative, latents, len(positive), objective, slots, split, kind, ladder, build_schedule(ladder, split),
         inputs["cfg"], inputs.get("teacher_runs") or max(4, len(positive)), inputs.get("checks", 4), inputs["gradient_checkpointing"],
-        inputs["offload"], inputs.get("preview_every", 20), settings, folder, name, keep,
+        inputs["offload"], inputs.get("preview_every", 20), settings, folder, name, keep, found.solver if found else None,
     )  # fmt: skip
 
 
@@ -180,7 +185,7 @@ def _settings(model: Any, inputs: dict[str, Any], has_negative: bool) -> Trainin
     if dropout > 0 and not has_negative:
         raise TrainingError(f"caption_dropout is {dropout:g}, which needs a negative prompt to show instead; wire negative, or set it to 0")
     if dropout < 0:  # dropping captions belongs to the paper's loss; a trajectory has guidance in it
-        dropout = recipe.caption_dropout if has_negative and inputs["objective"] == "flow_matching" else 0.0
+        dropout = recipe.caption_dropout if has_negative and inputs["objective"] == FLOW else 0.0
     decay = inputs.get("weight_decay", -1.0)
     optimizer = inputs["optimizer"]
     if optimizer == AUTO:
@@ -201,9 +206,9 @@ def _picture(plan: Plan, result: Result) -> torch.Tensor:
         plan.walked.sigmas[:-1],
         plan.walked.slow_steps,
         per_step,
-        f"{plan.name}: {plan.objective}, {plan.settings.steps} steps a phase",
+        f"{plan.name}: {plan.objective}, {plan.settings.steps} steps{'' if plan.walks else ' a phase'}",
     )
-    return torch.from_numpy(numpy.array(drawn)).float()[None] / 255
+    return as_image(drawn)
 
 
 def _report(plan: Plan, result: Result, loaded: str) -> str:
@@ -217,7 +222,7 @@ def _report(plan: Plan, result: Result, loaded: str) -> str:
     return "\n".join([
         str(result.verdict),
         f"trained in {result.seconds:.0f} s ({result.steps_per_second:.2f} steps a second): {plan.objective}, {taught}",
-        f"{settings.steps} steps a phase of {settings.batch * settings.accumulation}, {settings.optimizer}, learning rate {settings.learning_rate:g}, "
+        f"{settings.steps} steps{'' if plan.walks else ' a phase'} of {settings.batch * settings.accumulation}, {settings.optimizer}, learning rate {settings.learning_rate:g}, "
         f"rank {lora.rank}, alpha {lora.alpha:g}, {len(plan.slots)} layers, seed {settings.seed}",
         f"sample with cfg {plan.student_cfg:g} on teacher steps {plan.split}",
         *(str(file) for file in result.files),

@@ -20,12 +20,13 @@ from ..glance_core.draws import History
 from ..glance_core.lora_file import Factor
 from ..glance_core.lora_layers import Slot, low_rank_updates
 from ..glance_core.lora_write import write_pair
-from ..glance_core.objectives import FlowMatching, Objective, RowVelocity, Trajectories, rollout
+from ..glance_core.objectives import END_TO_END, FLOW, FOLD, WALKED, FlowMatching, Objective, RowVelocity, Trajectories, both, rollout
 from ..glance_core.phase_switch import PhaseSwitch, PhaseWeights, phase_index
 from ..glance_core.run_files import RunFiles
-from ..glance_core.sampling import euler
 from ..glance_core.schedule import FAST, SLOW, PhaseSchedule, Split
-from ..glance_core.training import Step, TrainingSettings, train_pair
+from ..glance_core.solver import Solver, guided, solve
+from ..glance_core.trainees import Walks
+from ..glance_core.training import Outcome, Step, TrainingSettings, train_pair
 from ..glance_core.verdict import Verdict, latent_psnr
 from . import host
 from . import student as glue
@@ -37,7 +38,7 @@ Pair = Mapping[str, Mapping[str, Factor]]
 @dataclass(frozen=True)
 class Plan:
     """What is trained and how, with nothing left to be looked up. prompts: how many of `positive` are trained on, the rest is for the check;
-    runs: rollouts of the teacher; cfg: the teacher's guidance; keep: where the unfinished run lives."""
+    runs: rollouts of the teacher; cfg: the teacher's guidance; keep: where the unfinished run lives; settings_solver: a calibration's."""
 
     model: Any
     positive: list[Any]
@@ -60,16 +61,36 @@ class Plan:
     folder: Path
     name: str
     keep: RunFiles
+    settings_solver: Solver | None = None
 
     @property
     def student_cfg(self) -> float:
-        """The guidance that the pair is sampled with."""
-        return 1.0 if self.objective == "trajectory, fold guidance" else self.cfg
+        """The guidance that the pair is sampled with, where no solver has its own."""
+        return 1.0 if self.objective.endswith(FOLD) else self.cfg
+
+    @property
+    def walks(self) -> bool:
+        """Whether both phases learn at once, on the student's own walks."""
+        return self.objective in WALKED
+
+    @cached_property
+    def start(self) -> Solver | None:
+        """What the student's walks begin with: the settings' solver, else Euler under its guidance."""
+        if not self.walks:
+            return None
+        if self.settings_solver is not None and bool(self.settings_solver.free) == (self.student_cfg != 1):
+            return self.settings_solver
+        return guided(self.walked.sigmas, self.student_cfg)
+
+    @property
+    def training_work(self) -> int:
+        """Training steps."""
+        return self.settings.steps * (1 if self.walks else 2)
 
     @property
     def teacher_work(self) -> int:
         """Steps of the teacher to learn from."""
-        return 0 if self.objective == "flow_matching" else self.runs * (len(self.ladder) - 1)
+        return 0 if self.objective == FLOW else self.runs * (len(self.ladder) - 1)
 
     @property
     def check_work(self) -> int:
@@ -79,14 +100,14 @@ class Plan:
     @property
     def work(self) -> int:
         """Everything that the node's bar counts."""
-        return self.teacher_work + 2 * self.settings.steps + self.check_work
+        return self.teacher_work + self.training_work + self.check_work
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a run that is taken up again must share."""
         return {
             "model": host.fingerprint(self.model), "data": _hash([self.positive, self.negative, self.latents]), "objective": self.objective,
-            "schedule": self.kind, "teacher_steps": str(self.split), "sigmas": list(self.walked.sigmas), "cfg": self.cfg, "runs": self.runs,
+            "schedule": self.kind, "teacher_steps": str(self.split), "sigmas": list(self.walked.sigmas), "cfg": self.cfg, "runs": self.runs, "solver": self.start.dumps() if self.start else None,
             "targets": hashlib.sha256("\n".join(self.slots).encode()).hexdigest()[:16],
         }  # fmt: skip
 
@@ -110,11 +131,11 @@ def train(plan: Plan, live: Live) -> Result:
     def work(conditioned: glue.Conditioned, latents: torch.Tensor) -> None:
         teacher = conditioned.velocity(plan.cfg, range(plan.prompts))
         objective = _objective(plan, teacher, latents, live)
-        # The paper's loss knows no guidance: it trains the conditional velocity.
-        cfg = 1.0 if plan.objective == "flow_matching" else plan.student_cfg
+        # The paper's loss knows no guidance, and a walk's solver takes both velocities by itself.
+        cfg = 1.0 if plan.objective == FLOW or plan.walks else plan.student_cfg
         learner = glue.student(plan.model, conditioned, cfg, plan.slots, plan.checkpointing)
         previews = _Previews(plan, conditioned, live)
-        live.stage("training", 2 * plan.settings.steps)
+        live.stage("training", plan.training_work)
         begun = time.monotonic()
         done = train_pair(
             learner,
@@ -126,17 +147,17 @@ def train(plan: Plan, live: Live) -> Result:
             plan.identity,
         )
         speed = live.done / max(time.monotonic() - begun, 1e-9)
-        found.append((done, _check(plan, conditioned, done.factors, live), speed))
+        found.append((done, _check(plan, conditioned, done, live), speed))
 
     glue.run(plan.model, plan.positive, plan.negative, plan.latents, plan.settings.seed, plan.offload, _room(plan), work)
     ((done, verdict, speed),) = found
-    files = _write(plan, done.factors, verdict)
+    files = _write(plan, done, verdict)
     plan.keep.remove()
     return Result(files, verdict, done.history, time.monotonic() - started, speed)
 
 
-def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Live) -> Objective:
-    if plan.objective == "flow_matching":
+def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Live) -> Objective | Walks:
+    if plan.objective == FLOW:
         return FlowMatching(latents.float(), plan.walked.sigmas[:-1], host.is_flow(plan.model))
     noise = _noise(plan, plan.runs, plan.settings.seed)
 
@@ -146,10 +167,13 @@ def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Li
         return {"states": data.states.cpu(), "sigmas": data.sigmas.cpu()}
 
     tensors = kept(plan.keep.teacher, {**plan.identity, "seed": plan.settings.seed}, plan.keep.run, walk)
-    return Trajectories(tensors["states"].to(noise), tensors["sigmas"].to(noise))
+    states = tensors["states"].to(noise)
+    if plan.start is not None:
+        return Walks(states[0], states[1:], plan.walked.sigmas, plan.start, plan.objective.startswith(END_TO_END))
+    return Trajectories(states, tensors["sigmas"].to(noise))
 
 
-def _check(plan: Plan, conditioned: glue.Conditioned, factors: Pair, live: Live) -> Verdict:
+def _check(plan: Plan, conditioned: glue.Conditioned, done: Outcome, live: Live) -> Verdict:
     """Teacher, base and pair from the same unseen noise, on prompts that were not trained where there are any."""
     unseen = range(plan.prompts, len(plan.positive))
     among, what = (unseen, "prompts") if unseen else (range(plan.prompts), "unseen noises of the training prompts")
@@ -157,30 +181,34 @@ def _check(plan: Plan, conditioned: glue.Conditioned, factors: Pair, live: Live)
     noise = _noise(plan, plan.checks, plan.settings.seed + 7919)  # no seed of a training row: those count up from the seed's own generator
     live.stage("checking", plan.check_work)
     teacher = rollout(conditioned.velocity(plan.cfg, among), noise, plan.ladder, (0,), plan.settings.batch, live.step).states[-1]
-    velocity = conditioned.velocity(plan.student_cfg, among)
-    results = [_sampled(plan, velocity, noise, rows, pair, live.step) for pair in (factors, None)]
+    ways = ((done.factors, done.solver), (None, plan.start))
+    results = [_sampled(plan, conditioned, among, noise, rows, pair, solver, live.step) for pair, solver in ways]
     pair, base = (latent_psnr(latents, teacher).cpu() for latents in results)
     return Verdict(pair, base, f"{plan.checks} {'unseen ' if unseen else ''}{what}, in latents")
 
 
 def _sampled(
-    plan: Plan, velocity: RowVelocity, noise: torch.Tensor, rows: torch.Tensor, pair: Pair | None, tick: Callable[[int], None]
-) -> torch.Tensor:
-    """The student's walk from this noise, with the pair (phases it lacks: the bare base) or without."""
+    plan: Plan, conditioned: glue.Conditioned, among: range, noise: torch.Tensor, rows: torch.Tensor, pair: Pair | None, solver: Solver | None,
+    tick: Callable[[int], None],
+) -> torch.Tensor:  # fmt: skip
+    """The student's walk from this noise, with the pair (phases it lacks: the bare base) or without; by Euler without a solver."""
     phases = [low_rank_updates(pair.get(phase, {}) if pair else {}, plan.slots) for phase in (SLOW, FAST)]
     switch = PhaseSwitch(PhaseWeights(phases, host.compute_dtype(plan.model)))
+    walks = solver or guided(plan.walked.sigmas, 1.0)  # the guidance is then the host's own
+    plain = conditioned.velocity(1.0 if solver else plan.student_cfg, among)
+    velocity = both(plain) if walks.free else lambda *given: (plain(*given), None)
     out = []
     with torch.no_grad():
         switch.install(plan.model.model, plan.model.load_device)
         try:
             for batch in rows.split(plan.settings.batch):
 
-                def at(x: torch.Tensor, sigma: float, batch: torch.Tensor = batch) -> torch.Tensor:
+                def at(x: torch.Tensor, sigma: float, batch: torch.Tensor = batch) -> tuple[torch.Tensor, torch.Tensor | None]:
                     switch.select(phase_index(sigma, (plan.walked.threshold,)))
                     tick(len(batch))
                     return velocity(x, x.new_full((len(batch),), sigma), batch)
 
-                out.append(euler(at, noise[batch], plan.walked.sigmas))
+                out.append(solve(walks, plan.walked.sigmas, at, noise[batch]))
         finally:
             switch.remove()
     return torch.cat(out)
@@ -190,8 +218,7 @@ class _Previews:
     """What happens after each step: progress, and now and then a picture through the pair as it is."""
 
     def __init__(self, plan: Plan, conditioned: glue.Conditioned, live: Live):
-        self.plan, self.live = plan, live
-        self.velocity = conditioned.velocity(plan.student_cfg, range(plan.prompts))
+        self.plan, self.conditioned, self.live = plan, conditioned, live
         self.noise = _noise(plan, 1, plan.settings.seed + 104_729)
         self.painted = 0
 
@@ -200,32 +227,30 @@ class _Previews:
         picture = None
         if self.plan.preview_every and done - self.painted >= self.plan.preview_every:
             self.painted = done
-            latent = _sampled(self.plan, self.velocity, self.noise, torch.zeros(1, dtype=torch.long), step.factors(), self.live.still)
+            row = torch.zeros(1, dtype=torch.long)
+            latent = _sampled(
+                self.plan, self.conditioned, range(self.plan.prompts), self.noise, row, step.factors(), step.solver(), self.live.still
+            )
             picture = preview(self.plan.model, latent)
         self.live.at(done, f"{step.phase} {step.step}/{step.steps}, loss {step.loss:.4g}", picture)
 
 
-def _write(plan: Plan, factors: Pair, verdict: Verdict) -> tuple[Path, Path]:
+def _write(plan: Plan, done: Outcome, verdict: Verdict) -> tuple[Path, Path]:
     walked = plan.walked
     about = {**plan.identity, **asdict(plan.settings)}
     common = Trained(
         base=host.architecture(plan.model), fingerprint=host.fingerprint(plan.model), ladder=plan.kind, teacher_steps=plan.split.teacher_steps,
         steps=str(plan.split), objective=plan.objective, guidance=plan.student_cfg, seed=plan.settings.seed,
         pair=hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16],
-        image_sha256=_hash([plan.latents]) if plan.objective == "flow_matching" else None,
+        image_sha256=_hash([plan.latents]) if plan.objective == FLOW else None, solver=done.solver.dumps() if done.solver else None,
         psnr_pair=float(verdict.pair.mean()), psnr_base=float(verdict.base.mean()),
     )  # fmt: skip
     sigmas = {SLOW: walked.sigmas[: walked.slow_steps], FAST: walked.sigmas[walked.slow_steps : -1]}
-    return write_pair(plan.folder, plan.name, factors, common, sigmas)
+    return write_pair(plan.folder, plan.name, done.factors, common, sigmas)
 
 
 def _noise(plan: Plan, count: int, seed: int) -> torch.Tensor:
-    """Where the ladder starts (count, ...), drawn on the CPU."""
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    noise = torch.randn((count, *plan.latents.shape[1:]), generator=generator).to(plan.model.load_device)
-    sigma = torch.tensor([plan.ladder[0]], device=noise.device)
-    started: torch.Tensor = plan.model.get_model_object("model_sampling").noise_scaling(sigma, noise, torch.zeros_like(noise), True)
-    return started
+    return host.starting_noise(plan.model, plan.ladder, tuple(plan.latents.shape), count, seed)
 
 
 def _room(plan: Plan) -> int:
@@ -238,7 +263,9 @@ def _room(plan: Plan) -> int:
     forwards = plan.settings.batch * (2 if plan.student_cfg != 1 else 1)
     adapters = sum(plan.settings.lora.rank * (slot.inside + slot.outside) for slot in plan.slots.values())
     per_number = (blocks * (2 if plan.checkpointing else 46) + 64) * host.compute_dtype(plan.model).itemsize // 2
-    return forwards * tokens * widths.most_common(1)[0][0] * per_number + 16 * adapters
+    if plan.objective.startswith(END_TO_END):
+        forwards *= plan.walked.steps  # all steps' activations
+    return forwards * tokens * widths.most_common(1)[0][0] * per_number + 16 * adapters * (2 if plan.walks else 1)
 
 
 def _hash(value: Any) -> str:

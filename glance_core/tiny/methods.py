@@ -12,11 +12,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..calibration import Calibration, calibrate
 from ..errors import GlanceError
 from ..lora_file import Factor
+from ..metrics import psnr
 from ..sampling import euler, multistep
 from ..schedule import Split, build_schedule, parse_steps, split_steps
+from ..solver import Solver
 from . import FOLDER, GUIDANCE, MODEL_FILE, teacher_sigmas
+from .packing import unpack
 from .painting import Painter, Prompts, Ticked, carrying
 
 CONTROL_FILE = FOLDER / "control.json"
@@ -31,13 +35,15 @@ WALKS = {  # steps -> ladders; phase-aware: more of the steps early, as the pape
 
 @dataclass(frozen=True)
 class Method:
-    """A walk: its teacher steps, guidance (1: none), share of the second-order correction, and whether the pair is on the model."""
+    """A walk: its teacher steps, guidance (1: none), share of the second-order correction, and whether the pair is on the model; with a
+    solver, which has a guidance of its own, neither guidance nor coefficient counts."""
 
     name: str
     split: Split
     guidance: float = GUIDANCE
     coefficient: float = 0.0
     with_pair: bool = False
+    solver: Solver | None = None
 
     @property
     def steps(self) -> int:
@@ -46,6 +52,8 @@ class Method:
     @property
     def forwards(self) -> int:
         """Model evaluations per picture; guidance takes two per step."""
+        if self.solver is not None:
+            return self.solver.forwards
         return self.steps * (1 if self.guidance == 1 else 2)
 
     def paint(
@@ -63,7 +71,20 @@ class Method:
 
         solver = partial(multistep, coefficient=self.coefficient) if self.coefficient else euler
         with carrying(painter.model, pair, walked) if self.with_pair and pair else nullcontext() as callback:
+            if self.solver is not None:
+                return painter.solve(prompts, walked.sigmas, self.solver, callback, step)
             return painter.paint(prompts, walked.sigmas, self.guidance, solver, callback, step)
+
+
+def calibrated(
+    painter: Painter, slots: Tensor, noise: Tensor, forwards: int, seconds: float, tick: Ticked | None = None
+) -> tuple[Method, Calibration]:
+    """The bare base's best at so many forwards that `calibration.calibrate` finds on these prompts, slots (n, 9), in so many seconds."""
+    found = calibrate(
+        painter.velocity(slots, 1.0), lambda scale: painter.velocity(slots, scale), noise, teacher_sigmas(), forwards, GUIDANCE,
+        lambda results, teacher: psnr(unpack(results), unpack(teacher)), seconds, tick=tick,
+    )  # fmt: skip
+    return Method(f"calibrated, {len(slots)} prompts", found.split, found.walk.guidance, solver=found.solver), found
 
 
 def searched_control(path: Path = CONTROL_FILE) -> Method:

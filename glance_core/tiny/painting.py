@@ -15,9 +15,11 @@ from ..errors import GlanceError
 from ..flux_names import diffusers_slots
 from ..lora_file import Factor
 from ..lora_layers import low_rank_updates
-from ..objectives import NO_PROMPT, RowVelocity
+from ..objectives import NO_PROMPT, RowVelocity, both
 from ..phase_switch import PhaseSwitch, PhaseWeights, phase_index
 from ..schedule import FAST, SLOW, PhaseSchedule
+from ..solver import Solver as Fitted
+from ..solver import solve
 from . import FOLDER, GUIDANCE, LATENT, load_model, load_words, teacher_sigmas
 from .model import Flux
 from .packing import unpack
@@ -102,6 +104,30 @@ class Painter:
                 return velocity(x, torch.full((len(rows),), sigma), rows)
 
             painted.append(unpack(solver(at, prompts.noise[rows], sigmas, callback)))
+        return torch.cat(painted)
+
+    @torch.no_grad()
+    def solve(
+        self,
+        prompts: Prompts,
+        sigmas: Sequence[float],
+        solver: Fitted,
+        callback: sampling.Callback | None = None,
+        tick: Ticked | None = None,
+    ) -> Tensor:
+        """As `paint`, by a solver that has its own guidance."""
+        plain = self.velocity(prompts.slots, 1.0)
+        guided = both(plain)
+        painted = []
+        for rows in torch.split(torch.arange(len(prompts)), BATCH):
+
+            def at(x: Tensor, sigma: float, rows: Tensor = rows) -> tuple[Tensor, Tensor | None]:
+                if tick:
+                    tick(len(rows))
+                level = torch.full((len(rows),), sigma)
+                return guided(x, level, rows) if solver.free else (plain(x, level, rows), None)
+
+            painted.append(unpack(solve(solver, sigmas, at, prompts.noise[rows], callback)))
         return torch.cat(painted)
 
 

@@ -16,35 +16,42 @@ from ..adapter_metadata import Trained
 from ..checkpoint import kept
 from ..errors import AdapterError
 from ..flux_names import diffusers_slots
-from ..lora_file import Factor, read_adapter
+from ..lora_file import read_adapter
 from ..lora_layers import Lora, Slot
 from ..lora_write import PAIR_ENDS, new_folder, write_adapter, write_pair
 from ..metrics import psnr
-from ..objectives import OBJECTIVES, FlowMatching, Objective, Trajectories, rollout
+from ..objectives import AIMED, END_TO_END, FLOW, FOLD, TRAJECTORY, FlowMatching, Objective, Trajectories, rollout
 from ..progress import Progress
 from ..run_files import RunFiles
 from ..schedule import FAST, SLOW, TEACHER_STEPS, Split, build_schedule, split_steps
+from ..solver import Solver, guided
 from ..student import Student
 from ..targets import TINY, chosen
+from ..trainees import Walks
 from ..training import Outcome, Step, TrainingSettings, train_pair
 from ..verdict import Verdict
 from . import BASE, GUIDANCE, LADDER, teacher_sigmas
 from .examples import Examples
-from .methods import GLANCE, Method, model_hash
+from .methods import GLANCE, GLANCE_GUIDANCE, Method, model_hash
 from .painting import Painter, load_references, reference_prompts
-
-TRAJECTORY, FOLDED, FLOW = OBJECTIVES
 
 
 @dataclass(frozen=True)
 class Way:
-    """The teacher steps that are walked; the student's guidance in training, and the one to sample with; learning rate and batch."""
+    """The teacher steps that are walked; the student's guidance in training, and the one to sample with; learning rate and batch; start: the
+    solver that the student's walks begin with, where they are what is trained."""
 
     split: Split
     taught: float
     guidance: float
     learning_rate: float = 2e-3
     batch: int = 8
+    start: Solver | None = None
+
+
+def _walking(guidance: float, coefficient: float) -> Way:
+    walked = build_schedule(teacher_sigmas(), GLANCE)
+    return Way(GLANCE, 1.0, guidance, 3e-3, start=guided(walked.sigmas, guidance, coefficient))
 
 
 # The teacher that is learnt from walks every third of its steps, and those of the split, in second order: 44.6 ± 1.2 dB to the real one on 24
@@ -53,14 +60,16 @@ VISITED = tuple(sorted({*range(0, TEACHER_STEPS, 3), *GLANCE.steps}))
 
 WAYS: Mapping[str, Way] = {
     TRAJECTORY: Way(GLANCE, 3.0, 3.0),  # 2.5, 3, 3.5, 4 gain 0.63, 0.92, 0.82, 0.50 dB over the bare base at its best, 2.5 (192 prompts)
-    FOLDED: Way(GLANCE, 1.0, 1.0),
+    TRAJECTORY + FOLD: Way(GLANCE, 1.0, 1.0),
+    **dict.fromkeys((AIMED, END_TO_END), _walking(GLANCE_GUIDANCE, 0.15)),  # as the searched control
+    **dict.fromkeys((AIMED + FOLD, END_TO_END + FOLD), _walking(1.0, 0.0)),
     FLOW: Way(split_steps(5, 5), 1.0, GUIDANCE, 5e-4, 4),  # as the paper has it: its split, and the plain conditional velocity
 }
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """steps: of each phase; alpha, learning_rate and batch default to the rank and to the objective's own."""
+    """steps: of each phase, or of both at once where whole walks are trained; alpha, learning_rate and batch default to the rank and to the objective's own."""
 
     objective: str = TRAJECTORY
     steps: int = 120
@@ -81,7 +90,8 @@ class PairSettings:
         way = self.way
         return TrainingSettings(
             Lora(self.rank, self.rank if self.alpha is None else self.alpha), self.steps, self.batch if self.batch is not None else way.batch,
-            learning_rate=self.learning_rate if self.learning_rate is not None else way.learning_rate,
+            learning_rate=self.learning_rate if self.learning_rate is not None else way.learning_rate, betas=(0.9, 0.99) if way.start else (0.9, 0.999),
+            warmup=0.02 if way.start else 0.1,
             caption_dropout=self.caption_dropout, seed=self.seed, save_every=self.save_every,
         )  # fmt: skip
 
@@ -92,14 +102,17 @@ def train(painter: Painter, settings: PairSettings, examples: Examples, files: R
     files: where the run is kept, to be taken up again after a stop. Raises TrainingError.
     """
     training, way = settings.training(), settings.way
-    data: Objective
+    data: Objective | Walks
     if settings.objective == FLOW:
         ladder = teacher_sigmas()
         data = FlowMatching(examples.latents, tuple(ladder[step] for step in way.split.steps))
     else:
-        data = _teacher_runs(painter, examples, way.split, files)
+        data = taught = _teacher_runs(painter, examples, way.split, files)
+        if way.start is not None:
+            walked = build_schedule(teacher_sigmas(), way.split).sigmas
+            data = Walks(taught.states[0], taught.states[1:], walked, way.start, settings.objective.startswith(END_TO_END))
     student = Student(painter.model, painter.velocity(examples.slots, way.taught), slots(painter), "the embedded model")
-    with Progress("training", 2 * training.steps) as bar:
+    with Progress("training", training.steps * (1 if way.start else 2)) as bar:
 
         def report(step: Step) -> None:
             done = step.step + (training.steps if step.phase == FAST else 0)
@@ -146,10 +159,15 @@ def identity_of(settings: PairSettings, examples: Examples) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def judged(painter: Painter, settings: PairSettings, factors: Mapping[str, Mapping[str, Factor]], count: int) -> Verdict:
+def sampled(settings: PairSettings, done: Outcome, name: str = "pair") -> Method:
+    """How the trained pair paints."""
+    return Method(name, settings.way.split, settings.way.guidance, with_pair=True, solver=done.solver)
+
+
+def judged(painter: Painter, settings: PairSettings, done: Outcome, count: int) -> Verdict:
     """Pair and bare base on `count` unseen prompts, both on the pair's own ladder and guidance, beside the teacher's pictures."""
-    prompts, teacher = reference_prompts(count), load_references(count)
-    methods = [Method(name, settings.way.split, settings.way.guidance, with_pair=name == "pair") for name in ("base", "pair")]
+    prompts, teacher, factors = reference_prompts(count), load_references(count), done.factors
+    methods = [Method("base", settings.way.split, settings.way.guidance, solver=settings.way.start), sampled(settings, done)]
     with Progress("before and after", sum(method.forwards for method in methods) * count) as bar:
 
         def painted(method: Method) -> Tensor:
@@ -160,7 +178,7 @@ def judged(painter: Painter, settings: PairSettings, factors: Mapping[str, Mappi
 
 
 def write(
-    factors: Mapping[str, Mapping[str, Factor]], settings: PairSettings, folder: Path, name: str = "glance_tiny",
+    done: Outcome, settings: PairSettings, folder: Path, name: str = "glance_tiny",
     examples: Examples | None = None, verdict: Verdict | None = None,
 ) -> tuple[Path, Path]:  # fmt: skip
     """The pair as two new files in the folder, made if need be; what is there of this very pair stays. Raises AdapterError."""
@@ -172,16 +190,16 @@ def write(
     common = Trained(
         base=BASE, ladder=LADDER, teacher_steps=way.split.teacher_steps, steps=str(way.split), objective=settings.objective,
         guidance=way.guidance, seed=settings.seed, pair=hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16],
-        image_sha256=examples.image_sha256 if examples else None,
+        image_sha256=examples.image_sha256 if examples else None, solver=done.solver.dumps() if done.solver else None,
         psnr_pair=round(float(verdict.pair.mean()), 4) if verdict else None,
         psnr_base=round(float(verdict.base.mean()), 4) if verdict else None,
     )  # fmt: skip
     sigmas = {SLOW: walked.sigmas[: walked.slow_steps], FAST: walked.sigmas[walked.slow_steps : -1]}
     slow, fast = (folder / f"{name}{end}" for end in PAIR_ENDS)
     if examples is None or not _begun(slow, common):
-        return write_pair(folder, name, factors, common, sigmas)
+        return write_pair(folder, name, done.factors, common, sigmas)
     if not fast.exists():  # the run was killed between the two
-        write_adapter(fast, factors[FAST], replace(common, phase=FAST, sigmas=sigmas[FAST], partner=slow.name))
+        write_adapter(fast, done.factors[FAST], replace(common, phase=FAST, sigmas=sigmas[FAST], partner=slow.name))
     return slow, fast
 
 

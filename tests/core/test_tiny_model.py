@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from glance_core import tiny
+from glance_core.draws import History
 from glance_core.errors import GlanceError
 from glance_core.lora_file import check_pair, read_adapter
 from glance_core.metrics import paired as paired_difference
@@ -26,6 +27,7 @@ from glance_core.tiny.pair import PairSettings, write
 from glance_core.tiny.train_evaluator import accuracy
 from glance_core.tiny.words import caption
 from glance_core.tiny.world import render
+from glance_core.training import Outcome
 
 PAIR = [tiny.LORA_FOLDER / f"glance_tiny_{phase}.safetensors" for phase in (SLOW, FAST)]
 
@@ -125,7 +127,8 @@ def test_a_method_that_needs_a_pair_says_so(painter):
 def test_a_written_pair_never_takes_a_name_that_is_there(tmp_path):
     slow, fast = (read_adapter(path) for path in PAIR)
     factors = {SLOW: slow.factors, FAST: fast.factors}
-    names = [tuple(path.name for path in write(factors, PairSettings(), tmp_path, "mine")) for _ in range(2)]
+    done = Outcome(factors, History())
+    names = [tuple(path.name for path in write(done, PairSettings(), tmp_path, "mine")) for _ in range(2)]
     assert names == [("mine_slow.safetensors", "mine_fast.safetensors"), ("mine-2_slow.safetensors", "mine-2_fast.safetensors")]
     assert check_pair(*(read_adapter(tmp_path / name) for name in names[1])) == ()
 
