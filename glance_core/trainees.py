@@ -146,7 +146,7 @@ class WalkTrainee:
 
     def _end_to_end(self, x: Tensor, targets: Tensor, shown: Tensor, scaled: Scaled) -> Tensor:
         def forward() -> list[Tensor]:
-            states, cond, free = [x.clone()], [], []
+            states, cond, free = [x], [], []
             for i in self.points:
                 with forwards(self.changed[self._phase(i)]):
                     one, other = self._velocity(i, states[-1], shown)
@@ -168,7 +168,7 @@ class WalkTrainee:
             phase, width = self._phase(i), self._width(i)
 
             def forward(i: int = i, x: Tensor = x) -> tuple[Tensor, Tensor | None]:
-                return self._velocity(i, x.clone(), shown)
+                return self._velocity(i, x, shown)
 
             with forwards(self.changed[phase]):
                 if self.student.blocks is None:
@@ -194,10 +194,10 @@ class WalkTrainee:
         return after.detach()
 
     def _velocity(self, i: int, x: Tensor, shown: Tensor) -> tuple[Tensor, Tensor | None]:
-        told = (
-            self.numbers.told_at(i) if self.walks.end_to_end else self.numbers.told_at(i).detach()
-        )  # blocks that are run again cannot pass it on
-        return self.velocities(x, (told * self.walks.sigmas[i]).expand(len(x)), shown)
+        told = self.numbers.told_at(i)
+        if not self.walks.end_to_end:
+            told = told.detach()  # blocks that are run again may take what comes of it in ways that lose a gradient
+        return self.velocities(x.clone(), (told * self.walks.sigmas[i]).expand(len(x)), shown)  # a model may write into its input
 
     def _phase(self, i: int) -> str:
         return SLOW if i < self.slow_steps else FAST

@@ -88,11 +88,11 @@ class PairSettings:
     def training(self) -> TrainingSettings:
         """Raises TrainingError for what cannot be trained with."""
         way = self.way
+        walking: dict[str, Any] = {"betas": (0.9, 0.99), "warmup": 0.02} if way.start else {}
         return TrainingSettings(
             Lora(self.rank, self.rank if self.alpha is None else self.alpha), self.steps, self.batch if self.batch is not None else way.batch,
-            learning_rate=self.learning_rate if self.learning_rate is not None else way.learning_rate, betas=(0.9, 0.99) if way.start else (0.9, 0.999),
-            warmup=0.02 if way.start else 0.1,
-            caption_dropout=self.caption_dropout, seed=self.seed, save_every=self.save_every,
+            learning_rate=self.learning_rate if self.learning_rate is not None else way.learning_rate,
+            caption_dropout=self.caption_dropout, seed=self.seed, save_every=self.save_every, **walking,
         )  # fmt: skip
 
 

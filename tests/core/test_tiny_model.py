@@ -162,7 +162,8 @@ def test_a_killed_training_goes_on_where_it_was_and_ends_with_the_same_bits(tmp_
         one, two = load_file(tmp_path / "whole" / name), load_file(tmp_path / "killed" / name)
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
-    assert steps[-1] == 8 and len(steps) >= 4
+    assert steps[-1] == 8 and steps == sorted(set(steps))  # nothing is trained twice
+    assert len({2, 4, 6, 8} - set(steps)) <= 1  # the kill may fall between a checkpoint and its line in the log
 
 
 def test_a_training_killed_between_its_two_files_is_finished_by_the_next_run(tmp_path):
