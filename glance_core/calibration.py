@@ -70,7 +70,7 @@ class Calibrator:
         self, velocity: RowVelocity, noise: Tensor, ladder: Sequence[float], nearness: Nearness, batch: int, tick: Progressed | None = None
     ):
         self.ladder, self.noise, self.nearness, self.batch, self.tick = tuple(ladder), noise, nearness, batch, tick
-        self.velocity, self.pair = velocity, both(velocity)
+        self.velocity = velocity
 
     def teach(self, velocity: RowVelocity) -> None:
         """Walk the teacher's whole ladder under its guidance."""
@@ -80,11 +80,13 @@ class Calibrator:
     def at(self, rows: Tensor, guided: bool) -> Velocities:
         """velocities(x, sigma) of these rows, in batches; a tick is a picture's step."""
 
+        at_once = both(self.velocity, guided)
+
         def velocities(x: Tensor, sigma: float) -> tuple[Tensor, Tensor | None]:
             cond, free = [], []
             for part, own in zip(torch.split(x, self.batch), torch.split(rows, self.batch), strict=True):
                 level = part.new_full((len(part),), sigma)
-                one, other = self.pair(part, level, own) if guided else (self.velocity(part, level, own), None)
+                one, other = at_once(part, level, own)
                 cond.append(one)
                 if other is not None:
                     free.append(other)
@@ -145,7 +147,7 @@ def calibrate(
             tried[walk] = float(work.near(*walk.on(ladder), choosing).mean())
         return tried[walk]
 
-    uniform = Walk(tuple(round(i * teacher_steps / count) for i in range(count)), guidance)
+    uniform = Walk(even_steps(count, teacher_steps), guidance)
     best = max(_starts(uniform, teacher_steps), key=known)
     improved = True
     while improved and time.monotonic() - began < seconds:
@@ -158,18 +160,24 @@ def calibrate(
     sigmas, plain = best.on(ladder)
     solver = _fitted_if_better(work, best, choosing, plain)
     start, straight = uniform.on(ladder)
-    judged = [work.near(sigmas, solver, judging), work.near(sigmas, plain, judging), work.near(start, straight, judging)]
+    plainly, evenly = work.near(sigmas, plain, judging), work.near(start, straight, judging)
+    near = plainly if solver is plain else work.near(sigmas, solver, judging)
     after = boundary if boundary is not None else default_boundary(teacher_steps)
     slow = min(max(1, sum(step < after for step in best.steps)), count - 1)
     return Calibration(
         Split(best.steps[:slow], best.steps[slow:], teacher_steps),
         best,
         solver,
-        Verdict(judged[0], judged[2], f"{len(judging)} runs that chose nothing"),
-        judged[1],
+        Verdict(near, evenly, f"{len(judging)} runs that chose nothing"),
+        plainly,
         tuple(tried.items()),
         time.monotonic() - began,
     )
+
+
+def even_steps(count: int, teacher_steps: int) -> tuple[int, ...]:
+    """So many teacher steps (0-based), evenly spread from the first."""
+    return tuple(round(i * teacher_steps / count) for i in range(count))
 
 
 def _starts(uniform: Walk, teacher_steps: int) -> Iterator[Walk]:

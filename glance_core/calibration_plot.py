@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .calibration import Calibration
+from .calibration import Calibration, even_steps
 from .loss_plot import COLOURS, FAINT, GAP, HEIGHT, INK, PAPER, WIDTH
 from .schedule import FAST, SLOW
 
@@ -47,19 +47,15 @@ def plot_calibration(found: Calibration, ladder: Sequence[float], title: str) ->
 
     left, right = half + GAP + 24, WIDTH - 24
     draw.text((left, top - 40), "noise levels (sigma) that are visited, from 1 on the left to 0", INK, small)
-    count = len(found.walk.steps)
-    rows = (
-        ("uniform", tuple(round(i * (len(ladder) - 1) / count) for i in range(count)), len(found.split.slow)),
-        ("chosen", found.walk.steps, len(found.split.slow)),
-    )
-    for at, (name, steps, slow) in enumerate(rows):
+    phases = [COLOURS[SLOW]] * len(found.split.slow) + [COLOURS[FAST]] * len(found.split.fast)
+    even = even_steps(len(phases), len(ladder) - 1)
+    for at, (name, steps, colours) in enumerate((("uniform", even, [INK] * len(phases)), ("chosen", found.split.steps, phases))):
         y = top + 60 + 110 * at
         draw.line([(left, y), (right, y)], FAINT, 2)
         draw.text((left, y - 34), name, INK, small)
         end = -1.0
-        for i, step in enumerate(steps):
+        for step, colour in zip(steps, colours, strict=True):
             x = left + (right - left) * (1 - ladder[step] / ladder[0])
-            colour = COLOURS[SLOW if i < slow else FAST] if name == "chosen" else INK
             draw.ellipse([x - 6, y - 6, x + 6, y + 6], colour)
             text = str(step + 1)
             width = small.getlength(text)

@@ -4,9 +4,9 @@
 `trajectory`: at a point a of the ladder the target is the secant of the teacher's own path to the next point b,
 (x_a - x_b) / (sigma_a - sigma_b), so that one Euler step lands where the teacher did. It needs prompts alone, no pictures.
 Compare: progressive distillation (Salimans & Ho, arXiv 2202.00512) halves the teacher's steps in rounds; here all steps between two
-points are taken at once. `aimed` and `end to end` (trainees.WalkTrainee) start where the student's own steps have led, as it will be when it
-samples (compare scheduled sampling, Bengio et al., arXiv 1506.03099). Guidance stays in the student, or is folded into it (Meng et al., arXiv 2210.03142): then the teacher walks with
-guidance and the student without, at half the forwards.
+points are taken at once. `aimed` and `end to end` (trainees.WalkTrainee) start where the student's own steps have led, as it will be when
+it samples (compare scheduled sampling, Bengio et al., arXiv 1506.03099). Guidance stays in the student, or is folded into it (Meng et al.,
+arXiv 2210.03142): then the teacher walks with guidance and the student without, at half the forwards.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ BothVelocities = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]
 Progressed = Callable[[int], None]
 
 
-def both(velocity: RowVelocity) -> BothVelocities:
-    """(x, sigma, rows) -> velocities with and without the prompt, from one that has no guidance; one batch of both."""
+def both(velocity: RowVelocity, guided: bool = True) -> BothVelocities:
+    """(x, sigma, rows) -> velocities with and without the prompt, from one that has no guidance; one batch of both. Not guided: the second
+    is None."""
+    if not guided:
+        return lambda x, sigma, rows: (velocity(x, sigma, rows), None)
 
     def of(x: Tensor, sigma: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         nobody = torch.full_like(rows, NO_PROMPT)

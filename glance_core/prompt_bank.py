@@ -7,6 +7,7 @@ from pathlib import Path
 from .errors import GlanceError
 
 PROMPTS = Path(__file__).parent / "prompts.txt"
+SIZE = 256  # so that a node knows its range without the file
 
 
 def bank(count: int | None = None) -> list[str]:

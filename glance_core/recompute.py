@@ -43,11 +43,14 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def recomputed(blocks: Mapping[str, nn.Module], name: str, saves: Saves) -> Iterator[Callable[[], None]]:
+def recomputed(blocks: Mapping[str, nn.Module] | None, name: str, saves: Saves) -> Iterator[Callable[[], None]]:
     """Checkpoint these blocks. Yields a check to call after a forward: it raises TrainingError if no block was called.
 
-    name: the model's, for the message. saves: what is known of the blocks from earlier steps.
+    blocks None: nothing is checkpointed. name: the model's, for the message. saves: what is known of the blocks from earlier steps.
     """
+    if blocks is None:
+        yield lambda: None
+        return
     if not blocks:
         raise TrainingError(f"{name} has no blocks that gradient_checkpointing could take; switch it off")
     called = [0]

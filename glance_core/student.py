@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -48,12 +47,8 @@ def backward(
     def forward() -> Tensor:
         return losses(student.velocity, (x.clone(), sigma, target), rows)  # a model may write into its input, and run again
 
-    with ExitStack() as stack:
-        stack.enter_context(forwards(changed))
-        check = stack.enter_context(recomputed(student.blocks, student.name, saves)) if student.blocks is not None else None
-        stack.enter_context(torch.enable_grad())
+    with forwards(changed), recomputed(student.blocks, student.name, saves) as check, torch.enable_grad():
         loss = saves.run(student.model, forward)
-        if check is not None:
-            check()
+        check()
         torch.autograd.backward(scaled(loss.mean()))
         return loss.detach().float().cpu()

@@ -14,7 +14,7 @@ from .errors import TrainingError
 from .frozen import forwards
 from .lora_file import Factor
 from .lora_layers import Lora, LoraLayers
-from .objectives import BothVelocities, Objective, both
+from .objectives import Objective, both
 from .recompute import recomputed
 from .saved import Saves
 from .schedule import FAST, SLOW, PhaseSchedule
@@ -118,7 +118,7 @@ class WalkTrainee:
         }
         self.changed = {phase: changed_forwards(student, layers) for phase, layers in self.layers.items()}
         self.numbers = Numbers(walks.solver, PhaseSchedule(walks.sigmas, slow_steps), student.device)
-        self.velocities: BothVelocities = both(student.velocity) if walks.solver.free else lambda *given: (student.velocity(*given), None)
+        self.velocities = both(student.velocity, bool(walks.solver.free))
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
         made: list[dict[str, Any]] = [{"params": [p for each in self.layers.values() for p in each.parameters()], "highest": learning_rate}]
@@ -170,15 +170,10 @@ class WalkTrainee:
             def forward(i: int = i, x: Tensor = x) -> tuple[Tensor, Tensor | None]:
                 return self._velocity(i, x, shown)
 
-            with forwards(self.changed[phase]):
-                if self.student.blocks is None:
-                    one, other = self.saves.run(phase, forward)
-                    after = self._one_step(i, width, x, [*cond, one], [*free, other], targets[i], scaled)
-                else:
-                    with recomputed(self.student.blocks, self.student.name, self.saves) as check:
-                        one, other = self.saves.run(phase, forward)
-                        check()
-                        after = self._one_step(i, width, x, [*cond, one], [*free, other], targets[i], scaled)
+            with forwards(self.changed[phase]), recomputed(self.student.blocks, self.student.name, self.saves) as check:
+                one, other = self.saves.run(phase, forward)
+                check()
+                after = self._one_step(i, width, x, [*cond, one], [*free, other], targets[i], scaled)
             errors.append(_error(after, targets[i]))
             cond.append(one.detach())
             free.append(None if other is None else other.detach())

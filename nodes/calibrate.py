@@ -58,8 +58,7 @@ class CalibrateGlance(io.ComfyNode):
         schedule: list[str], seed: list[int], negative: list[Any] | None = None, teacher_runs: list[int] | None = None,
         batch_size: list[int] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        patcher, prompts = model[0], [entry for each in positive for entry in each]
-        against = [entry for each in negative or [] for entry in each]
+        patcher, prompts, against = model[0], glue.entries(positive), glue.entries(negative)
         if cfg[0] != 1 and not against:
             raise ScheduleError(f"cfg is {cfg[0]:g} but no negative prompt is wired; wire one, empty if need be, or set cfg to 1")
         if pair.pair_of(patcher) is not None:

@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
 
-from ..glance_core.prompt_bank import bank
+from ..glance_core.prompt_bank import SIZE, bank
 from .loader import CATEGORY
 
 
@@ -24,9 +24,7 @@ class GlancePromptBank(io.ComfyNode):
             search_aliases=["prompts", "glance prompts"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of your model."),
-                io.Int.Input(
-                    "count", default=16, min=1, max=len(bank()), tooltip="How many, from the first on; any number of them is mixed."
-                ),
+                io.Int.Input("count", default=16, min=1, max=SIZE, tooltip="How many, from the first on; any number of them is mixed."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning", tooltip="All of them combined: each entry is one prompt."),
@@ -37,9 +35,10 @@ class GlancePromptBank(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, count: int) -> io.NodeOutput:
         entries: list[Any] = []
+        prompts = bank(count)
         bar = comfy.utils.ProgressBar(count)
-        for prompt in bank(count):
+        for prompt in prompts:
             comfy.model_management.throw_exception_if_processing_interrupted()
             entries += clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
             bar.update(1)
-        return io.NodeOutput(entries, "\n".join(bank(count)))
+        return io.NodeOutput(entries, "\n".join(prompts))

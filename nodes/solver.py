@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import comfy.model_patcher
@@ -40,19 +41,13 @@ def _solved(
 
     options = comfy.model_patcher.set_model_options_post_cfg_function(options, keep, disable_cfg1_optimization=bool(solver.free))
     given = {**(extra_args or {}), "model_options": options}
-    mask = given.get("denoise_mask")
+    mask, steps = given.get("denoise_mask"), itertools.count()
 
     def velocities(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         denoised = model(x, x.new_full((len(x),), sigma), **given)
         if callback is not None:
-            callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+            callback({"x": x, "i": next(steps), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         both = seen if mask is None else [at * mask + model.latent_image * (1 - mask) for at in seen if at is not None]
         return (x - both[0]) / sigma, (x - both[1]) / sigma if solver.free else None
 
-    step = 0
-
-    def at(number: int, x: torch.Tensor, sigma: float) -> None:
-        nonlocal step
-        step = number
-
-    return solve(solver, ladder, velocities, x, at)
+    return solve(solver, ladder, velocities, x)

@@ -45,6 +45,11 @@ def slots(patcher: Any, targets: str) -> dict[str, Slot]:
     return {name: replace(offered[name], module=f"{ROOT}.{offered[name].module}") for name in chosen(offered, targets, here)}
 
 
+def entries(conditionings: list[Any] | None) -> list[Any]:
+    """The prompts of an input list of CONDITIONINGs, each of which may combine several."""
+    return [entry for conditioning in conditionings or [] for entry in conditioning or []]
+
+
 class Conditioned:
     """The guided model on prompts: rows of a training set are prompts of `positive`, in turn."""
 

@@ -111,16 +111,14 @@ class TrainGlanceAdapter(io.ComfyNode):
     def execute(cls, model: list[Any], latent: list[Any], positive: list[Any], **inputs: Any) -> io.NodeOutput:
         lists = {key: inputs.pop(key, None) for key in ("negative", "check_prompts")}
         chosen = {key: value[0] for key, value in inputs.items()}
-        plan = _plan(model[0], latent, _flat(positive), _flat(lists["negative"]), _flat(lists["check_prompts"]), chosen)
+        plan = _plan(
+            model[0], latent, glue.entries(positive), glue.entries(lists["negative"]), glue.entries(lists["check_prompts"]), chosen
+        )
         live = Live(getattr(cls.hidden, "unique_id", None), plan.work)
         result = train(plan, live)
         carrying, loaded = load_pair(plan.model, *map(str, result.files))
         listed = [str(file.relative_to(plan.folder)) for file in result.files]
         return io.NodeOutput(carrying, *listed, _picture(plan, result), _report(plan, result, loaded))
-
-
-def _flat(conditionings: list[Any] | None) -> list[Any]:
-    return [entry for conditioning in conditionings or [] for entry in conditioning or []]
 
 
 def _plan(model: Any, latent: list[Any], positive: list[Any], negative: list[Any], check: list[Any], inputs: dict[str, Any]) -> Plan:

@@ -196,7 +196,7 @@ def _sampled(
     switch = PhaseSwitch(PhaseWeights(phases, host.compute_dtype(plan.model)))
     walks = solver or guided(plan.walked.sigmas, 1.0)  # the guidance is then the host's own
     plain = conditioned.velocity(1.0 if solver else plan.student_cfg, among)
-    velocity = both(plain) if walks.free else lambda *given: (plain(*given), None)
+    velocity = both(plain, bool(walks.free))
     out = []
     with torch.no_grad():
         switch.install(plan.model.model, plan.model.load_device)

@@ -116,16 +116,14 @@ class Painter:
         tick: Ticked | None = None,
     ) -> Tensor:
         """As `paint`, by a solver that has its own guidance."""
-        plain = self.velocity(prompts.slots, 1.0)
-        guided = both(plain)
+        velocities = both(self.velocity(prompts.slots, 1.0), bool(solver.free))
         painted = []
         for rows in torch.split(torch.arange(len(prompts)), BATCH):
 
             def at(x: Tensor, sigma: float, rows: Tensor = rows) -> tuple[Tensor, Tensor | None]:
                 if tick:
                     tick(len(rows))
-                level = torch.full((len(rows),), sigma)
-                return guided(x, level, rows) if solver.free else (plain(x, level, rows), None)
+                return velocities(x, torch.full((len(rows),), sigma), rows)
 
             painted.append(unpack(solve(solver, sigmas, at, prompts.noise[rows], callback)))
         return torch.cat(painted)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from glance_core.errors import GlanceError
-from glance_core.prompt_bank import bank
+from glance_core.prompt_bank import SIZE, bank
 
 CJK = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 UNSPACED = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")  # Chinese and Japanese, where about two characters make a word
@@ -22,7 +22,7 @@ def foreign(prompt: str) -> bool:
 
 
 def test_the_bank_holds_256_different_prompts():
-    assert len(bank()) == 256
+    assert len(bank()) == SIZE == 256
     assert len({prompt.casefold() for prompt in bank()}) == 256
 
 
