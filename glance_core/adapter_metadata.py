@@ -26,7 +26,8 @@ class Trained:
     phase `slow` or `fast`; base the architecture (`flux`, `qwen-image`, ...) and fingerprint a hash of its module names and shapes;
     ladder and teacher_steps the teacher's walk, shift where the ladder is `shift`; steps the split (1-based, `1,3|11,50`);
     sigmas those trained on; solver the coefficients fitted for these steps (`solver.Solver.dumps`); psnr_pair and psnr_base how near the
-    pair and the bare base came to the teacher (dB) when it was trained; partner the other file's name, pair an identifier both share.
+    pair and the bare base came to the teacher (dB) when it was trained; kept the parts of the training that helped (`parts.Choice`), the
+    others being without effect, and verdict what was found of them; partner the other file's name, pair an identifier both share.
     """
 
     phase: str | None = None
@@ -48,6 +49,8 @@ class Trained:
     psnr_pair: float | None = None
     psnr_base: float | None = None
     solver: str | None = None
+    kept: str | None = None
+    verdict: str | None = None
 
     @property
     def split(self) -> Split | None:

@@ -21,6 +21,7 @@ OBJECTIVE_NAMES = {
 }  # fmt: skip
 PROMPTS = 64
 _LONGEST_NAME = 100
+MOST_HELD_OUT = 10_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--save-every", type=int, default=20, help="steps between checkpoints; 0: only where the run is stopped (default 20)"
     )
     parser.add_argument("--judged", type=int, default=64, metavar="N", help="unseen prompts to compare pair and base on (default 64)")
+    parser.add_argument("--held-out", type=int, default=24, metavar="N",
+                        help="prompts that decide which of Slow, Fast and solver are kept; 0: keep them all (default 24)")  # fmt: skip
     parser.add_argument("--name", default="glance_tiny", help="the files' (default glance_tiny)")
     parser.add_argument("--out", type=Path, default=Path("glance_trained"), help="their folder (default glance_trained)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with the unfinished run of this name")
@@ -57,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     from .memory import keep_freed_memory
     from .run_files import run_files
     from .tiny.painting import Painter, load_references
-    from .tiny.pair import PairSettings, judged, train, write
+    from .tiny.pair import PairSettings, judged, keep, train, write
 
     started = time.monotonic()
     _check_name(options.name)
@@ -68,6 +71,8 @@ def run(options: argparse.Namespace) -> None:
     settings.training()
     examples = _examples(options)
     load_references(options.judged)
+    if not (options.held_out == 0 or 2 <= options.held_out <= MOST_HELD_OUT):
+        raise GlanceError(f"--held-out is {options.held_out}; give 2 to {MOST_HELD_OUT}, or 0 to keep all parts")
     new_folder(options.out)
     files = run_files(options.out, options.name, options.resume)
     files.sweep()
@@ -75,8 +80,10 @@ def run(options: argparse.Namespace) -> None:
     painter = Painter()
     try:
         done = train(painter, settings, examples, files)
-        verdict = judged(painter, settings, done, options.judged)
-        pair = write(done, settings, files.folder, files.name, examples, verdict)
+        choice = keep(painter, settings, done, options.held_out) if options.held_out else None
+        kept = choice.outcome if choice else done
+        verdict = judged(painter, settings, kept, options.judged)
+        pair = write(kept, settings, files.folder, files.name, examples, verdict, choice)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_stopped(files)) from None
     files.remove()
@@ -85,11 +92,13 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps({
             "pair": [str(path) for path in pair], "objective": settings.objective, "examples": len(examples), "steps": settings.steps,
             "seed": settings.seed, "psnr_pair": float(verdict.pair.mean()), "psnr_base": float(verdict.base.mean()), "gain": verdict.gain,
-            "worse": verdict.worse, "verdict": str(verdict), "loss": _ends(done.history, slow_steps), "seconds": seconds,
+            "worse": verdict.worse, "verdict": str(verdict), "kept": list(choice.kept) if choice else None, "choice": str(choice) if choice else None, "loss": _ends(done.history, slow_steps), "seconds": seconds,
         }))  # fmt: skip
         return
     for phase, (first, last) in _ends(done.history, slow_steps).items():
         print(f"{phase}  loss {first:.4f} at first, {last:.4f} at last")
+    if choice:
+        print(choice)
     print(verdict)
     print("\n".join(map(str, pair)))
     print(f"{seconds:.0f} s in all; guidance {settings.way.guidance:g}, teacher steps {settings.way.split}")

@@ -27,9 +27,13 @@ class Verdict:
     def worse(self) -> bool:
         return self.gain < 0
 
+    @property
+    def difference(self) -> str:
+        """The paired gain for a reader."""
+        return f"{self.gain:+.2f} dB" if len(self.pair) < 2 else f"{self.gain:+.2f} ± {paired(self.pair, self.base).error:.2f} dB"
+
     def __str__(self) -> str:
-        gain = f"{self.gain:+.2f}" if len(self.pair) < 2 else f"{self.gain:+.2f} ± {paired(self.pair, self.base).error:.2f}"
-        told = f"PSNR to the teacher on {self.examples}: pair {_mean(self.pair)} dB, bare base on the same ladder {_mean(self.base)} dB, {gain} dB"
+        told = f"PSNR to the teacher on {self.examples}: pair {_mean(self.pair)} dB, bare base on the same ladder {_mean(self.base)} dB, {self.difference}"
         if self.worse:
             return f"WORSE THAN THE BARE BASE: {told}; use the base on this ladder without the pair, or train otherwise"
         return told

@@ -109,6 +109,8 @@ def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trai
             f"when trained: {trained.psnr_pair:.2f} dB to the teacher, the bare base on the same ladder {trained.psnr_base:.2f} dB"
             + (": WORSE than the bare base; set both strengths to 0 or leave the pair out" if worse else "")
         )
+    if trained.kept is not None:
+        lines.append(f"kept when trained: {trained.kept}; of slow, fast and solver, what is not named did not help and does nothing")
     if trained.solver is not None:
         lines.append("solver: fitted for these teacher steps, with a guidance of its own; Phase Split Sampler's sampler auto uses it")
     elif any(adapter.trained.solver for adapter in adapters):

@@ -25,9 +25,11 @@ from . import student as glue
 from .live import Live, as_image
 from .loader import CATEGORY, load_pair
 from .samplers import schedule_inputs, settings_input, teacher_steps_input, validate_teacher_steps
-from .training_run import Plan, Result, train
+from .training_plan import Plan
+from .training_run import Result, train
 
 AUTO = "auto"
+WHAT_HELPS, EVERYTHING = "what helps", "everything"
 _NAME = re.compile(r"[\w][\w .()+-]{0,99}")
 
 
@@ -85,6 +87,7 @@ class TrainGlanceAdapter(io.ComfyNode):
                 advanced(io.Float, "caption_dropout", "Share of examples that see the negative prompt instead. -1: as the paper has it, where a negative is wired.", default=-1.0, min=-1.0, max=1.0, step=0.01),
                 advanced(io.Boolean, "rslora", "Scale by alpha / sqrt(rank).", default=False),
                 advanced(io.Int, "checks", "Teacher runs for the comparison with the bare base at the end.", default=4, min=1, max=1024),
+                advanced(io.Combo, "keep", "what helps: of Slow, Fast and solver those that bring the check's pictures nearer to the teacher; what is not kept does nothing. everything: all of them, whatever they do.", options=[WHAT_HELPS, EVERYTHING]),
                 advanced(io.Int, "preview_every", "Training steps between pictures through the pair. 0: none.", default=20, min=0, max=100_000),
             ],
             outputs=[
@@ -163,6 +166,7 @@ def _plan(model: Any, latent: list[Any], positive: list[Any], negative: list[Any
         model, positive + check, negative, latents, len(positive), objective, slots, split, kind, ladder, build_schedule(ladder, split),
         inputs["cfg"], inputs.get("teacher_runs") or max(4, len(positive)), inputs.get("checks", 4), inputs["gradient_checkpointing"],
         inputs["offload"], inputs.get("preview_every", 20), settings, folder, name, keep, found.solver if found else None,
+        inputs.get("keep") == EVERYTHING,
     )  # fmt: skip
 
 
@@ -218,7 +222,7 @@ def _report(plan: Plan, result: Result, loaded: str) -> str:
         else f"{plan.runs} runs of the teacher on {plan.prompts} prompts, cfg {plan.cfg:g}"
     )
     return "\n".join([
-        str(result.verdict),
+        str(result.choice),
         f"trained in {result.seconds:.0f} s ({result.steps_per_second:.2f} steps a second): {plan.objective}, {taught}",
         f"{settings.steps} steps{'' if plan.walks else ' a phase'} of {settings.batch * settings.accumulation}, {settings.optimizer}, learning rate {settings.learning_rate:g}, "
         f"rank {lora.rank}, alpha {lora.alpha:g}, {len(plan.slots)} layers, seed {settings.seed}",

@@ -8,9 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,98 +16,22 @@ from ..glance_core.adapter_metadata import Trained
 from ..glance_core.checkpoint import kept
 from ..glance_core.draws import History
 from ..glance_core.lora_file import Factor
-from ..glance_core.lora_layers import Slot, low_rank_updates
+from ..glance_core.lora_layers import low_rank_updates
 from ..glance_core.lora_write import write_pair
-from ..glance_core.objectives import END_TO_END, FLOW, FOLD, WALKED, FlowMatching, Objective, RowVelocity, Trajectories, both, rollout
+from ..glance_core.objectives import END_TO_END, FLOW, FlowMatching, Objective, RowVelocity, Trajectories, both, rollout
+from ..glance_core.parts import Choice, what_helps
 from ..glance_core.phase_switch import PhaseSwitch, PhaseWeights, phase_index
-from ..glance_core.run_files import RunFiles
-from ..glance_core.schedule import FAST, SLOW, PhaseSchedule, Split
+from ..glance_core.schedule import FAST, SLOW
 from ..glance_core.solver import Solver, guided, solve
 from ..glance_core.trainees import Walks
-from ..glance_core.training import Outcome, Step, TrainingSettings, train_pair
-from ..glance_core.verdict import Verdict, latent_psnr
+from ..glance_core.training import Outcome, Step, train_pair
+from ..glance_core.verdict import latent_psnr
 from . import host
 from . import student as glue
 from .live import Live, preview
+from .training_plan import Plan, hash_of
 
 Pair = Mapping[str, Mapping[str, Factor]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is trained and how, with nothing left to be looked up. prompts: how many of `positive` are trained on, the rest is for the check;
-    runs: rollouts of the teacher; cfg: the teacher's guidance; keep: where the unfinished run lives; settings_solver: a calibration's."""
-
-    model: Any
-    positive: list[Any]
-    negative: list[Any]
-    latents: torch.Tensor
-    prompts: int
-    objective: str
-    slots: Mapping[str, Slot]
-    split: Split
-    kind: str
-    ladder: tuple[float, ...]
-    walked: PhaseSchedule
-    cfg: float
-    runs: int
-    checks: int
-    checkpointing: bool
-    offload: str
-    preview_every: int
-    settings: TrainingSettings
-    folder: Path
-    name: str
-    keep: RunFiles
-    settings_solver: Solver | None = None
-
-    @property
-    def student_cfg(self) -> float:
-        """The guidance that the pair is sampled with, where no solver has its own."""
-        return 1.0 if self.objective.endswith(FOLD) else self.cfg
-
-    @property
-    def walks(self) -> bool:
-        """Whether both phases learn at once, on the student's own walks."""
-        return self.objective in WALKED
-
-    @cached_property
-    def start(self) -> Solver | None:
-        """What the student's walks begin with: the settings' solver, else Euler under its guidance."""
-        if not self.walks:
-            return None
-        if self.settings_solver is not None and bool(self.settings_solver.free) == (self.student_cfg != 1):
-            return self.settings_solver
-        return guided(self.walked.sigmas, self.student_cfg)
-
-    @property
-    def training_work(self) -> int:
-        """Training steps."""
-        return self.settings.steps * (1 if self.walks else 2)
-
-    @property
-    def teacher_work(self) -> int:
-        """Steps of the teacher to learn from."""
-        return 0 if self.objective == FLOW else self.runs * (len(self.ladder) - 1)
-
-    @property
-    def check_work(self) -> int:
-        """Steps of teacher, pair and bare base in the comparison at the end."""
-        return self.checks * (len(self.ladder) - 1 + 2 * self.walked.steps)
-
-    @property
-    def work(self) -> int:
-        """Everything that the node's bar counts."""
-        return self.teacher_work + self.training_work + self.check_work
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What a run that is taken up again must share."""
-        return {
-            "model": host.fingerprint(self.model), "data": _hash([self.positive, self.negative, self.latents]), "objective": self.objective,
-            "schedule": self.kind, "teacher_steps": str(self.split), "sigmas": list(self.walked.sigmas), "cfg": self.cfg, "runs": self.runs, "solver": self.start.dumps() if self.start else None,
-            "targets": hashlib.sha256("\n".join(self.slots).encode()).hexdigest()[:16],
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,7 +39,7 @@ class Result:
     """The files written, what came of the training, and what it took."""
 
     files: tuple[Path, Path]
-    verdict: Verdict
+    choice: Choice
     history: History
     seconds: float
     steps_per_second: float
@@ -126,7 +48,7 @@ class Result:
 def train(plan: Plan, live: Live) -> Result:
     """Both phases of `plan`; the pair is on the disk afterwards. An interrupt keeps what is needed to go on."""
     started = time.monotonic()
-    found: list[Any] = []
+    found: list[tuple[Choice, History, float]] = []
 
     def work(conditioned: glue.Conditioned, latents: torch.Tensor) -> None:
         teacher = conditioned.velocity(plan.cfg, range(plan.prompts))
@@ -147,13 +69,13 @@ def train(plan: Plan, live: Live) -> Result:
             plan.identity,
         )
         speed = live.done / max(time.monotonic() - begun, 1e-9)
-        found.append((done, _check(plan, conditioned, done, live), speed))
+        found.append((_check(plan, conditioned, done, live), done.history, speed))
 
     glue.run(plan.model, plan.positive, plan.negative, plan.latents, plan.settings.seed, plan.offload, _room(plan), work)
-    ((done, verdict, speed),) = found
-    files = _write(plan, done, verdict)
+    ((choice, history, speed),) = found
+    files = _write(plan, choice)
     plan.keep.remove()
-    return Result(files, verdict, done.history, time.monotonic() - started, speed)
+    return Result(files, choice, history, time.monotonic() - started, speed)
 
 
 def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Live) -> Objective | Walks:
@@ -173,18 +95,21 @@ def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Li
     return Trajectories(states, tensors["sigmas"].to(noise))
 
 
-def _check(plan: Plan, conditioned: glue.Conditioned, done: Outcome, live: Live) -> Verdict:
-    """Teacher, base and pair from the same unseen noise, on prompts that were not trained where there are any."""
+def _check(plan: Plan, conditioned: glue.Conditioned, done: Outcome, live: Live) -> Choice:
+    """What helps from unseen noise, on prompts that were not trained where there are any."""
     unseen = range(plan.prompts, len(plan.positive))
     among, what = (unseen, "prompts") if unseen else (range(plan.prompts), "unseen noises of the training prompts")
     rows = torch.arange(plan.checks)
     noise = _noise(plan, plan.checks, plan.settings.seed + 7919)  # no seed of a training row: those count up from the seed's own generator
     live.stage("checking", plan.check_work)
     teacher = rollout(conditioned.velocity(plan.cfg, among), noise, plan.ladder, (0,), plan.settings.batch, live.step).states[-1]
-    ways = ((done.factors, done.solver), (None, plan.start))
-    results = [_sampled(plan, conditioned, among, noise, rows, pair, solver, live.step) for pair, solver in ways]
-    pair, base = (latent_psnr(latents, teacher).cpu() for latents in results)
-    return Verdict(pair, base, f"{plan.checks} {'unseen ' if unseen else ''}{what}, in latents")
+
+    def near(outcome: Outcome) -> torch.Tensor:
+        results = _sampled(plan, conditioned, among, noise, rows, outcome.factors, outcome.solver, live.step)
+        return latent_psnr(results, teacher).cpu()
+
+    judged = f"{plan.checks} {'unseen ' if unseen else ''}{what}, in latents"
+    return what_helps(done, plan.start, near, judged, plan.keep_everything)
 
 
 def _sampled(
@@ -235,15 +160,16 @@ class _Previews:
         self.live.at(done, f"{step.phase} {step.step}/{step.steps}, loss {step.loss:.4g}", picture)
 
 
-def _write(plan: Plan, done: Outcome, verdict: Verdict) -> tuple[Path, Path]:
+def _write(plan: Plan, choice: Choice) -> tuple[Path, Path]:
+    done, verdict = choice.outcome, choice.verdict
     walked = plan.walked
     about = {**plan.identity, **asdict(plan.settings)}
     common = Trained(
         base=host.architecture(plan.model), fingerprint=host.fingerprint(plan.model), ladder=plan.kind, teacher_steps=plan.split.teacher_steps,
         steps=str(plan.split), objective=plan.objective, guidance=plan.student_cfg, seed=plan.settings.seed,
         pair=hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16],
-        image_sha256=_hash([plan.latents]) if plan.objective == FLOW else None, solver=done.solver.dumps() if done.solver else None,
-        psnr_pair=float(verdict.pair.mean()), psnr_base=float(verdict.base.mean()),
+        image_sha256=hash_of([plan.latents]) if plan.objective == FLOW else None, solver=done.solver.dumps() if done.solver else None,
+        psnr_pair=float(verdict.pair.mean()), psnr_base=float(verdict.base.mean()), kept=choice.names, verdict=str(choice),
     )  # fmt: skip
     sigmas = {SLOW: walked.sigmas[: walked.slow_steps], FAST: walked.sigmas[walked.slow_steps : -1]}
     return write_pair(plan.folder, plan.name, done.factors, common, sigmas)
@@ -266,25 +192,3 @@ def _room(plan: Plan) -> int:
     if plan.objective.startswith(END_TO_END):
         forwards *= plan.walked.steps  # all steps' activations
     return forwards * tokens * widths.most_common(1)[0][0] * per_number + 16 * adapters * (2 if plan.walks else 1)
-
-
-def _hash(value: Any) -> str:
-    """Of nested lists and dictionaries of tensors and plain values."""
-    digest = hashlib.sha256()
-
-    def add(item: Any) -> None:
-        if isinstance(item, torch.Tensor):
-            digest.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            digest.update(item.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if item.numel() else b"")
-        elif isinstance(item, dict):
-            for key in sorted(item, key=str):
-                digest.update(str(key).encode())
-                add(item[key])
-        elif isinstance(item, (list, tuple)):
-            for inner in item:
-                add(inner)
-        elif isinstance(item, (str, int, float, bool, type(None))):
-            digest.update(repr(item).encode())
-
-    add(value)
-    return digest.hexdigest()[:32]

@@ -21,6 +21,7 @@ from ..lora_layers import Lora, Slot
 from ..lora_write import PAIR_ENDS, new_folder, write_adapter, write_pair
 from ..metrics import psnr
 from ..objectives import AIMED, END_TO_END, FLOW, FOLD, TRAJECTORY, FlowMatching, Objective, Trajectories, rollout
+from ..parts import Choice, what_helps
 from ..progress import Progress
 from ..run_files import RunFiles
 from ..schedule import FAST, SLOW, TEACHER_STEPS, Split, build_schedule, split_steps
@@ -33,7 +34,8 @@ from ..verdict import Verdict
 from . import BASE, GUIDANCE, LADDER, teacher_sigmas
 from .examples import Examples
 from .methods import GLANCE, GLANCE_GUIDANCE, Method, model_hash
-from .painting import Painter, load_references, reference_prompts
+from .packing import unpack
+from .painting import Painter, draw_prompts, load_references, reference_prompts
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def _walking(guidance: float, coefficient: float) -> Way:
 # The teacher that is learnt from walks every third of its steps, and those of the split, in second order: 44.6 ± 1.2 dB to the real one on 24
 # prompts, where a pair comes to 29, for 40 forwards instead of 100.
 VISITED = tuple(sorted({*range(0, TEACHER_STEPS, 3), *GLANCE.steps}))
+
+_HELD_OUT_SEED = 40_000
 
 WAYS: Mapping[str, Way] = {
     TRAJECTORY: Way(GLANCE, 3.0, 3.0),  # 2.5, 3, 3.5, 4 gain 0.63, 0.92, 0.82, 0.50 dB over the bare base at its best, 2.5 (192 prompts)
@@ -164,6 +168,18 @@ def sampled(settings: PairSettings, done: Outcome, name: str = "pair") -> Method
     return Method(name, settings.way.split, settings.way.guidance, with_pair=True, solver=done.solver)
 
 
+def keep(painter: Painter, settings: PairSettings, done: Outcome, held_out: int) -> Choice:
+    """What helps on so many prompts of the training world that nothing was trained on; they are none of those that `judged` takes."""
+    prompts = draw_prompts(held_out, _HELD_OUT_SEED + settings.seed, "seen")
+    way = settings.way
+    teacher = unpack(_teacher_runs(painter, Examples(prompts.slots, prompts.noise), way.split, None).states[-1])
+
+    def near(outcome: Outcome) -> Tensor:
+        return psnr(sampled(settings, outcome).paint(painter, prompts, outcome.factors), teacher)
+
+    return what_helps(done, way.start, near, f"{len(prompts)} held-out prompts")
+
+
 def judged(painter: Painter, settings: PairSettings, done: Outcome, count: int) -> Verdict:
     """Pair and bare base on `count` unseen prompts, both on the pair's own ladder and guidance, beside the teacher's pictures."""
     prompts, teacher, factors = reference_prompts(count), load_references(count), done.factors
@@ -179,7 +195,7 @@ def judged(painter: Painter, settings: PairSettings, done: Outcome, count: int) 
 
 def write(
     done: Outcome, settings: PairSettings, folder: Path, name: str = "glance_tiny",
-    examples: Examples | None = None, verdict: Verdict | None = None,
+    examples: Examples | None = None, verdict: Verdict | None = None, choice: Choice | None = None,
 ) -> tuple[Path, Path]:  # fmt: skip
     """The pair as two new files in the folder, made if need be; what is there of this very pair stays. Raises AdapterError."""
     new_folder(folder)
@@ -193,6 +209,7 @@ def write(
         image_sha256=examples.image_sha256 if examples else None, solver=done.solver.dumps() if done.solver else None,
         psnr_pair=round(float(verdict.pair.mean()), 4) if verdict else None,
         psnr_base=round(float(verdict.base.mean()), 4) if verdict else None,
+        kept=choice.names if choice else None, verdict=str(choice) if choice else None,
     )  # fmt: skip
     sigmas = {SLOW: walked.sigmas[: walked.slow_steps], FAST: walked.sigmas[walked.slow_steps : -1]}
     slow, fast = (folder / f"{name}{end}" for end in PAIR_ENDS)

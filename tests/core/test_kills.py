@@ -58,6 +58,8 @@ def begin(forked, prompts, folder):
         1,
         "--judged",
         2,
+        "--held-out",
+        0,
         "--out",
         folder,
     ]

@@ -213,6 +213,21 @@ def test_a_pair_worse_than_the_bare_base_is_called_so(loras, output):
     assert "WORSE than the bare base" in pack.load_pair(model, "tiny_slow.safetensors", "tiny_fast.safetensors")[1]
 
 
+def test_a_pair_that_does_not_help_is_kept_from_doing_harm(loras, output):
+    """The files load, and sample as the bare base does, bit for bit."""
+    model = tiny.build("flux")
+    wrong = {"objective": "flow_matching", "latent": training.picture("flux"), "learning_rate": 0.1, "steps": 20, "keep": "what helps"}
+    carrying, *_, report = training.train(model, "flux", **wrong)
+    assert report.startswith("NOTHING OF IT HELPED, so the files have no effect: all that was trained comes to -")
+    assert "kept when trained: nothing" in report
+    trained = read_adapter(loras / "tiny_fast.safetensors").trained
+    assert trained.kept == "nothing" and trained.verdict == report.splitlines()[0]
+    assert trained.psnr_pair == trained.psnr_base
+    inputs = (tiny.conditioning("flux", 1), tiny.conditioning("flux", 2), tiny.empty_latent("flux"), 5, 1.0, "euler", "auto", 2, 2, 1.0, "")
+    pair, bare = (pack.node("PhaseSplitSampler").execute(each, *inputs).args[0]["samples"] for each in (carrying, model))
+    assert torch.equal(pair, bare)
+
+
 @pytest.mark.parametrize("wrong, told", [
     ({"objective": "flow_matching"}, "flow_matching needs a picture, and latent is empty"),
     ({"cfg": 4.0, "negative": []}, "cfg is 4, which needs a negative prompt"),

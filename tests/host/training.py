@@ -9,7 +9,7 @@ import torch
 INPUTS = {
     "objective": "trajectory", "schedule": "auto", "slow_steps": 2, "fast_steps": 2, "steps": 4, "learning_rate": 1e-3, "rank": 2, "alpha": 4.0,
     "targets": "attention", "optimizer": "adamw", "gradient_checkpointing": True, "offload": "auto", "cfg": 1.0, "seed": 0, "save_every": 2,
-    "resume": True, "name": "tiny", "teacher_runs": 1, "checks": 1, "preview_every": 0,
+    "resume": True, "name": "tiny", "teacher_runs": 1, "checks": 1, "preview_every": 0, "keep": "everything",
 }  # fmt: skip
 
 

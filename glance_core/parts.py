@@ -1,0 +1,97 @@
+"""Do no harm: of what a training gave, the Slow adapter, the Fast one and a solver, only those are kept that help on held-out examples."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .metrics import paired
+from .schedule import FAST, SLOW
+from .solver import Solver
+from .training import Outcome
+from .verdict import Verdict
+
+SOLVER = "solver"
+Parts = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is kept of a training: `outcome` has adapters of nothing and the solver it began with in place of what is not.
+
+    verdict: the kept parts beside the bare base; tried: PSNR (n,) to the teacher, in dB, of each set of parts on the same examples.
+    """
+
+    outcome: Outcome
+    kept: Parts
+    verdict: Verdict
+    tried: Mapping[Parts, Tensor]
+
+    @property
+    def names(self) -> str:
+        """The kept parts, for a reader."""
+        return named(self.kept)
+
+    def __str__(self) -> str:
+        everything = max(self.tried, key=len)
+        if self.kept == everything:
+            return f"{self.verdict}; kept {self.names}"
+        beside = Verdict(self.tried[everything], self.verdict.pair, self.verdict.examples)
+        if not self.kept:
+            return (
+                f"NOTHING OF IT HELPED, so the files have no effect: all that was trained comes to {beside.difference} on {beside.examples}"
+            )
+        dropped = named(tuple(part for part in everything if part not in self.kept))
+        return f"{self.verdict}; kept {self.names}, not {dropped}: all that was trained comes to {beside.difference} beside it"
+
+
+def named(parts: Parts) -> str:
+    return ", ".join(parts) or "nothing"
+
+
+def parts_of(outcome: Outcome, start: Solver | None) -> Parts:
+    """What was trained; start: the solver that training began with."""
+    return (SLOW, FAST, SOLVER) if outcome.solver is not None and outcome.solver != start else (SLOW, FAST)
+
+
+def sets_of(parts: Parts, everything: bool = False) -> list[Parts]:
+    """The sets of parts that are compared, from nothing to all of them; those two alone where everything is kept anyway."""
+    if everything:
+        return [(), parts]
+    return [tuple(itertools.compress(parts, chosen)) for chosen in itertools.product((0, 1), repeat=len(parts))]
+
+
+def only(outcome: Outcome, kept: Parts, start: Solver | None) -> Outcome:
+    """The outcome without the other parts."""
+    factors = {
+        phase: {slot: factor if phase in kept else replace(factor, up=torch.zeros_like(factor.up)) for slot, factor in own.items()}
+        for phase, own in outcome.factors.items()
+    }
+    return replace(outcome, factors=factors, solver=outcome.solver if SOLVER in kept else start)
+
+
+def what_helps(
+    outcome: Outcome, start: Solver | None, near: Callable[[Outcome], Tensor], examples: str, everything: bool = False
+) -> Choice:
+    """The set of parts that comes nearest to the teacher, and nothing where that is within a standard error of the bare base.
+
+    near(outcome): PSNR (n,) in dB on held-out examples, the same ones each time; examples: what they were. everything: keep all parts, and
+    tell what they do.
+    """
+    parts = parts_of(outcome, start)
+    tried = {kept: near(only(outcome, kept, start)) for kept in sets_of(parts, everything)}
+    kept = parts if everything else max(tried, key=lambda each: float(tried[each].mean()))
+    if not everything and not _surely_better(tried[kept], tried[()]):
+        kept = ()
+    return Choice(only(outcome, kept, start), kept, Verdict(tried[kept], tried[()], examples), tried)
+
+
+def _surely_better(column: Tensor, base: Tensor) -> bool:
+    if len(column) < 2:
+        return bool(column > base)
+    gain = paired(column, base)
+    return gain.value > gain.error
