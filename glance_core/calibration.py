@@ -18,11 +18,11 @@ from .errors import ScheduleError
 from .objectives import Progressed, RowVelocity, both, rollout
 from .schedule import Split, default_boundary
 from .solver import Solver, Velocities, fitted, guided, solve
+from .teacher import Nearness, Surrogate, surrogate
 from .verdict import Verdict
 
 RIDGES = (0.1, 0.01, 0.001)
 _MOVES = (-3, -1, 1, 3)
-Nearness = Callable[[Tensor, Tensor], Tensor]  # (results, the teacher's) -> PSNR (n,) in dB
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,29 @@ class Settings:
 
 @dataclass(frozen=True)
 class Walk:
-    """A walk of the base: teacher steps (0-based), guidance (1: none), share of the second-order correction."""
+    """A walk of the base: teacher steps (0-based), guidance (1: none), share of the second-order correction; weights: of each step's
+    guidance, what it adds being multiplied by them (none: all 1)."""
 
     steps: tuple[int, ...]
     guidance: float
     coefficient: float = 0.0
+    weights: tuple[float, ...] = ()
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The guidance of each step."""
+        return tuple(1 + (self.guidance - 1) * weight for weight in self.weights or (1.0,) * len(self.steps))
 
     def on(self, ladder: Sequence[float]) -> tuple[tuple[float, ...], Solver]:
         """Its sigmas, and the solver that walks them."""
         sigmas = (*(ladder[step] for step in self.steps), ladder[-1])
-        return sigmas, guided(sigmas, self.guidance, self.coefficient)
+        return sigmas, guided(sigmas, self.scales, self.coefficient)
 
 
 @dataclass(frozen=True)
 class Calibration:
     """What was found. verdict: solver beside the uniform walk under the teacher's guidance, on rows that chose nothing; plain: PSNR there
-    without the fitted coefficients; tried: (walk, dB on the choosing rows) in the order of the search."""
+    without the fitted coefficients; tried: (walk, dB on the choosing rows) in the order of the search; teacher: the steps it was taught by."""
 
     split: Split
     walk: Walk
@@ -60,6 +67,7 @@ class Calibration:
     verdict: Verdict
     plain: Tensor
     tried: tuple[tuple[Walk, float], ...]
+    teacher: str
     seconds: float
 
 
@@ -72,10 +80,21 @@ class Calibrator:
         self.ladder, self.noise, self.nearness, self.batch, self.tick = tuple(ladder), noise, nearness, batch, tick
         self.velocity = velocity
 
-    def teach(self, velocity: RowVelocity) -> None:
-        """Walk the teacher's whole ladder under its guidance."""
-        every = range(len(self.ladder) - 1)
-        self.states = rollout(velocity, self.noise, self.ladder, every, self.batch, self.tick).states
+    def teach(self, velocity: RowVelocity) -> Surrogate:
+        """Walk the teacher under its guidance, by fewer steps where that is near enough, and say which it was."""
+        self.taught_by = velocity
+        self.surrogate = surrogate(velocity, self.noise, self.ladder, self.nearness, self.batch, self.tick)
+        self.kept = self.surrogate.visited or tuple(range(len(self.ladder) - 1))
+        self.states = self._teacher(self.kept, torch.arange(len(self.noise)))
+        return self.surrogate
+
+    def _teacher(self, steps: Sequence[int], rows: Tensor) -> Tensor:
+        """Its states (steps + 1, rows, ...) before these steps and at the end."""
+
+        def of(x: Tensor, sigma: Tensor, at: Tensor) -> Tensor:
+            return self.taught_by(x, sigma, rows[at])
+
+        return rollout(of, self.noise[rows], self.ladder, steps, self.batch, self.tick, self.surrogate.and_steps(steps)).states
 
     def at(self, rows: Tensor, guided: bool) -> Velocities:
         """velocities(x, sigma) of these rows, in batches; a tick is a picture's step."""
@@ -101,11 +120,16 @@ class Calibrator:
         """PSNR (rows,) of a solver's results to the teacher's."""
         return self.nearness(solve(solver, sigmas, self.at(rows, bool(solver.free)), self.noise[rows]), self.states[-1, rows])
 
-    def fit(self, walk: Walk, ridge: float, rows: Tensor) -> Solver:
-        """The walk with coefficients fitted on these rows."""
+    def targets(self, walk: Walk, rows: Tensor) -> Tensor:
+        """The teacher's states (n, rows, ...) after each of the walk's steps."""
+        if set(walk.steps) <= set(self.kept):
+            return self.states[[*(self.kept.index(step) for step in walk.steps[1:]), -1]][:, rows]
+        return self._teacher(walk.steps, rows)[1:]
+
+    def fit(self, walk: Walk, ridge: float, rows: Tensor, targets: Tensor) -> Solver:
+        """The walk with coefficients fitted on these rows and the teacher's states of them."""
         sigmas, start = walk.on(self.ladder)
-        targets = [self.states[step, rows] for step in (*walk.steps[1:], len(self.ladder) - 1)]
-        return fitted(start, sigmas, self.at(rows, bool(start.free)), self.noise[rows], targets, ridge)[0]
+        return fitted(start, sigmas, self.at(rows, bool(start.free)), self.noise[rows], list(targets), ridge)[0]
 
 
 def calibrate(
@@ -137,7 +161,7 @@ def calibrate(
             f"{' in twos' if per_step == 2 else ''}"
         )
     work = Calibrator(velocity, noise, ladder, nearness, batch, tick)
-    work.teach(guided_by(guidance))
+    taught = work.teach(guided_by(guidance))
     rows = torch.arange(len(noise))
     choosing, judging = rows[0::2], rows[1::2]
     tried: dict[Walk, float] = {}
@@ -171,6 +195,7 @@ def calibrate(
         Verdict(near, evenly, f"{len(judging)} runs that chose nothing"),
         plainly,
         tuple(tried.items()),
+        str(taught),
         time.monotonic() - began,
     )
 
@@ -192,7 +217,7 @@ def _starts(uniform: Walk, teacher_steps: int) -> Iterator[Walk]:
 
 
 def _neighbours(walk: Walk, teacher_steps: int) -> Iterator[Walk]:
-    """One knob changed: guidance by an eighth of what it adds, the second-order share, a teacher step by 1 or 3."""
+    """One knob changed: guidance by an eighth of what it adds, the second-order share, a teacher step by 1 or 3, one step's guidance."""
     if walk.guidance != 1:
         for factor in (0.875, 1.125, 0.75, 1.25):
             yield replace(walk, guidance=1 + (walk.guidance - 1) * factor)
@@ -203,6 +228,10 @@ def _neighbours(walk: Walk, teacher_steps: int) -> Iterator[Walk]:
             steps = (*walk.steps[:i], walk.steps[i] + move, *walk.steps[i + 1 :])
             if all(a < b for a, b in zip(steps, (*steps[1:], teacher_steps), strict=True)):
                 yield replace(walk, steps=steps)
+    if walk.guidance != 1:
+        weights = walk.weights or (1.0,) * len(walk.steps)
+        for i, factor in ((i, factor) for i in range(len(weights)) for factor in (0.85, 1.15)):
+            yield replace(walk, weights=(*weights[:i], weights[i] * factor, *weights[i + 1 :]))
 
 
 def _fitted_if_better(work: Calibrator, walk: Walk, choosing: Tensor, plain: Solver) -> Solver:
@@ -210,6 +239,8 @@ def _fitted_if_better(work: Calibrator, walk: Walk, choosing: Tensor, plain: Sol
     fitting, checking = choosing[0::2], choosing[1::2]
     sigmas, _ = walk.on(work.ladder)
     before = work.near(sigmas, plain, checking)
-    gains = {ridge: float((work.near(sigmas, work.fit(walk, ridge, fitting), checking) - before).mean()) for ridge in RIDGES}
+    targets = work.targets(walk, choosing)
+    fits = {ridge: work.fit(walk, ridge, fitting, targets[:, 0::2]) for ridge in RIDGES}
+    gains = {ridge: float((work.near(sigmas, solver, checking) - before).mean()) for ridge, solver in fits.items()}
     ridge = max(gains, key=gains.__getitem__)
-    return work.fit(walk, ridge, choosing) if gains[ridge] > 0 else plain
+    return work.fit(walk, ridge, choosing, targets) if gains[ridge] > 0 else plain

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..glance_core.adapter_metadata import Trained
-from ..glance_core.calibration import Calibration, Settings, calibrate
+from ..glance_core.calibration import Calibration, Settings, Walk, calibrate
 from ..glance_core.calibration_plot import plot_calibration
 from ..glance_core.errors import ScheduleError
 from ..glance_core.verdict import latent_psnr
@@ -91,8 +91,8 @@ class CalibrateGlance(io.ComfyNode):
 def _report(found: Calibration, kind: str, cfg: float, prompts: int, runs: int) -> str:
     gained = found.verdict.pair - found.plain
     lines = [
-        f"teacher: {found.split.teacher_steps} steps on the {kind} ladder, cfg {cfg:g}, {runs} runs on {prompts} prompts",
-        f"found: teacher steps {found.split}, guidance {found.walk.guidance:.3g}, second-order share {found.walk.coefficient:g}, "
+        f"teacher: {found.split.teacher_steps} steps on the {kind} ladder, cfg {cfg:g}, {runs} runs on {prompts} prompts, by {found.teacher}",
+        f"found: teacher steps {found.split}, guidance {_scales(found.walk)}, second-order share {found.walk.coefficient:g}, "
         f"{found.solver.forwards} forwards; {len(found.tried)} walks tried in {found.seconds:.0f} s",
         f"PSNR to the teacher on {found.verdict.examples}, in latents: settings {float(found.verdict.pair.mean()):.2f} dB, "
         f"even steps under the teacher's guidance {float(found.verdict.base.mean()):.2f} dB, {found.verdict.gain:+.2f} dB",
@@ -101,3 +101,8 @@ def _report(found: Calibration, kind: str, cfg: float, prompts: int, runs: int) 
     if found.verdict.worse:
         lines.append("WORSE THAN EVEN STEPS: give it more prompts or seconds, or sample without these settings")
     return "\n".join(lines)
+
+
+def _scales(walk: Walk) -> str:
+    """The guidance of each step, or of all."""
+    return ", ".join(f"{scale:.3g}" for scale in (walk.scales if walk.weights else walk.scales[:1]))

@@ -219,7 +219,7 @@ def _report(plan: Plan, result: Result, loaded: str) -> str:
     taught = (
         f"{plan.latents.shape[0]} pictures"
         if plan.objective == "flow_matching"
-        else f"{plan.runs} runs of the teacher on {plan.prompts} prompts, cfg {plan.cfg:g}"
+        else f"{plan.runs} runs of the teacher on {plan.prompts} prompts, cfg {plan.cfg:g}, by {result.teacher}"
     )
     return "\n".join([
         str(result.choice),

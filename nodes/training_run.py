@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from ..glance_core.parts import Choice, what_helps
 from ..glance_core.phase_switch import PhaseSwitch, PhaseWeights, phase_index
 from ..glance_core.schedule import FAST, SLOW
 from ..glance_core.solver import Solver, guided, solve
+from ..glance_core.teacher import Surrogate, surrogate
 from ..glance_core.trainees import Walks
 from ..glance_core.training import Outcome, Step, train_pair
 from ..glance_core.verdict import latent_psnr
@@ -43,16 +45,17 @@ class Result:
     history: History
     seconds: float
     steps_per_second: float
+    teacher: Surrogate
 
 
 def train(plan: Plan, live: Live) -> Result:
     """Both phases of `plan`; the pair is on the disk afterwards. An interrupt keeps what is needed to go on."""
     started = time.monotonic()
-    found: list[tuple[Choice, History, float]] = []
+    found: list[tuple[Choice, History, float, Surrogate]] = []
 
     def work(conditioned: glue.Conditioned, latents: torch.Tensor) -> None:
         teacher = conditioned.velocity(plan.cfg, range(plan.prompts))
-        objective = _objective(plan, teacher, latents, live)
+        objective, taught = _objective(plan, teacher, latents, live)
         # The paper's loss knows no guidance, and a walk's solver takes both velocities by itself.
         cfg = 1.0 if plan.objective == FLOW or plan.walks else plan.student_cfg
         learner = glue.student(plan.model, conditioned, cfg, plan.slots, plan.checkpointing)
@@ -69,30 +72,41 @@ def train(plan: Plan, live: Live) -> Result:
             plan.identity,
         )
         speed = live.done / max(time.monotonic() - begun, 1e-9)
-        found.append((_check(plan, conditioned, done, live), done.history, speed))
+        found.append((_check(plan, conditioned, done, live), done.history, speed, taught))
 
     glue.run(plan.model, plan.positive, plan.negative, plan.latents, plan.settings.seed, plan.offload, _room(plan), work)
-    ((choice, history, speed),) = found
+    ((choice, history, speed, taught),) = found
     files = _write(plan, choice)
     plan.keep.remove()
-    return Result(files, choice, history, time.monotonic() - started, speed)
+    return Result(files, choice, history, time.monotonic() - started, speed, taught)
 
 
-def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Live) -> Objective | Walks:
+def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Live) -> tuple[Objective | Walks, Surrogate]:
+    """What is learned, and how the teacher walked for it."""
     if plan.objective == FLOW:
-        return FlowMatching(latents.float(), plan.walked.sigmas[:-1], host.is_flow(plan.model))
+        return FlowMatching(latents.float(), plan.walked.sigmas[:-1], host.is_flow(plan.model)), Surrogate()
     noise = _noise(plan, plan.runs, plan.settings.seed)
 
     def walk() -> dict[str, torch.Tensor]:
         live.stage("teacher", plan.teacher_work)
-        data = rollout(teacher, noise, plan.ladder, plan.split.steps, plan.settings.batch, live.step)
-        return {"states": data.states.cpu(), "sigmas": data.sigmas.cpu()}
+        steps, batch = plan.split.steps, plan.settings.batch
+        cheaper = surrogate(teacher, noise, plan.ladder, latent_psnr, batch, live.still, steps)
+        data = rollout(teacher, noise, plan.ladder, steps, batch, live.step, cheaper.visited)
+        near = torch.tensor(math.nan if cheaper.near is None else cheaper.near)
+        return {
+            "states": data.states.cpu(),
+            "sigmas": data.sigmas.cpu(),
+            "near": near,
+            "visited": torch.tensor(cheaper.visited or (), dtype=torch.long),
+        }
 
     tensors = kept(plan.keep.teacher, {**plan.identity, "seed": plan.settings.seed}, plan.keep.run, walk)
     states = tensors["states"].to(noise)
+    near = float(tensors["near"])
+    taught = Surrogate(tuple(tensors["visited"].tolist()) or None, None if math.isnan(near) else near)
     if plan.start is not None:
-        return Walks(states[0], states[1:], plan.walked.sigmas, plan.start, plan.objective.startswith(END_TO_END))
-    return Trajectories(states, tensors["sigmas"].to(noise))
+        return Walks(states[0], states[1:], plan.walked.sigmas, plan.start, plan.objective.startswith(END_TO_END)), taught
+    return Trajectories(states, tensors["sigmas"].to(noise)), taught
 
 
 def _check(plan: Plan, conditioned: glue.Conditioned, done: Outcome, live: Live) -> Choice:

@@ -104,3 +104,24 @@ def test_a_calibrations_settings_are_what_training_begins_with(loras, output):
 def test_end_to_end_asks_for_checkpointing_to_be_off(loras, output):
     with pytest.raises(ValueError, match="keeps the activations of all steps; set gradient_checkpointing to false, or choose aimed"):
         train(tiny.build("flux"), "flux", "end to end", gradient_checkpointing=True)
+
+
+def test_many_runs_of_the_teacher_are_walked_by_a_third_of_its_steps_where_that_is_near_enough(loras, output, monkeypatch):
+    """And a run that is taken up again says the same of them."""
+    monkeypatch.setattr(comfyui.pack_module("glance_core.teacher"), "NEAR_ENOUGH", 30.0)  # random weights are rougher than a trained model
+    report = train(tiny.build("flux"), "flux", "aimed", name="whole", teacher_runs=12, steps=2)[4]
+    told = next(line for line in report.splitlines() if "12 runs of the teacher" in line)
+    assert "every 3rd step in second order comes to " in told and told.endswith("near enough to learn from"), told
+    previews = comfyui.pack_module("nodes.training_run")._Previews
+    after = previews.after
+
+    def stopping(self, done):
+        after(self, done)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(previews, "after", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny.build("flux"), "flux", "aimed", name="broken", teacher_runs=12, steps=2)
+    again = train(tiny.build("flux"), "flux", "aimed", name="broken", teacher_runs=12, steps=2)[4]
+    assert told.split(", by ")[1] in again
