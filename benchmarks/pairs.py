@@ -13,20 +13,16 @@ import sys
 import time
 from collections.abc import Iterator
 
-import torch
-
 from glance_core.errors import GlanceError
 from glance_core.memory import keep_freed_memory
 from glance_core.objectives import FLOW, OBJECTIVES, TRAJECTORY
 from glance_core.progress import Progress
 from glance_core.tiny import load_evaluator
-from glance_core.tiny.examples import Examples, drawn, with_noise
+from glance_core.tiny.examples import Examples, drawn, own_picture, with_noise
 from glance_core.tiny.judging import Judge, Row, as_json, table
 from glance_core.tiny.methods import WALKS, Method, searched_control
-from glance_core.tiny.packing import pack
 from glance_core.tiny.painting import Painter, load_references, reference_prompts
 from glance_core.tiny.pair import PairSettings, sampled, train
-from glance_core.tiny.world import render, sample_scenes
 
 
 def rows(options: argparse.Namespace) -> Iterator[tuple[Row, float | None]]:
@@ -69,9 +65,7 @@ def examples(settings: PairSettings, prompts: int, noises: int | None) -> Exampl
     """Prompts of the training world with noise for the teacher, or one of its pictures with its caption, by the seed."""
     if settings.objective != FLOW:
         return with_noise(drawn(prompts, settings.seed), settings.seed, noises)
-    generator = torch.Generator().manual_seed(30_000 + settings.seed)
-    scene = sample_scenes(1, generator, "seen")
-    return Examples(scene.slots(), pack(render(scene, generator)))
+    return own_picture(settings.seed)
 
 
 def main() -> int:

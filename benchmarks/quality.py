@@ -1,149 +1,273 @@
-"""How near the embedded model's teacher one comes without any training: fewer steps, other ladders, guidance and solvers.
+"""The best picture per forward on the embedded model: the bare base, its searched control, calibration, and every way to train a pair.
 
-1024 unseen prompts (the first colour and shape never occur together in training), the teacher's own noise, the shipped teacher pictures.
-The guidance of the tuned rows is chosen on other prompts. `--search` looks longer, at ladders and second-order coefficients too, for the
-bare base's best at 10 forwards, and prints it as glance_core/tiny/weights/control.json holds it.
+Unseen prompts (the first colour and shape never occur together in training) drawn by --seed, the teacher's own noise. Every row is paired
+to the searched control (benchmarks.search) at as many forwards. What is trained is kept only where it helps (glance_core/parts.py), by
+prompts of its own; the paper's loss is shown as it comes out. A row that was measured stays in --out, so a run that was stopped goes on.
 
-    python -m benchmarks.quality [--json] [--count 1024]
-    python -m benchmarks.quality --search
+    python -m benchmarks.quality [--json] [--seeds 3] [--seed N] [--prompts 64] [--count 1024] [--out FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import platform
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from glance_core.errors import GlanceError
 from glance_core.memory import keep_freed_memory
-from glance_core.metrics import psnr
+from glance_core.metrics import Measure, paired, psnr
+from glance_core.objectives import AIMED, END_TO_END, FLOW, FOLD, TRAJECTORY
+from glance_core.parts import named
 from glance_core.progress import Progress
-from glance_core.schedule import TEACHER_STEPS, Split
 from glance_core.tiny import GUIDANCE, load_evaluator, teacher_sigmas
-from glance_core.tiny.judging import Judge, as_json, table
-from glance_core.tiny.methods import WALKS, Method, model_hash, searched_control
-from glance_core.tiny.painting import REFERENCES, Painter, draw_prompts, load_references, reference_prompts
+from glance_core.tiny.examples import Examples, drawn, own_picture, with_noise
+from glance_core.tiny.judging import Judge
+from glance_core.tiny.methods import WALKS, Method, calibrated, model_hash, searched_walks
+from glance_core.tiny.painting import REFERENCE_SEED, REFERENCES, Painter, Prompts, draw_prompts, load_references
+from glance_core.tiny.pair import ADAPTERS, BOTH, SOLVER, PairSettings, keep, sampled, train
 
-TUNING_SEED, TUNING_PROMPTS = 4242, 48
-GUIDANCES = (2.0, 2.5, 3.0, 3.5)
+HELD_OUT = 24
+# Steps of training, and runs of the teacher to learn from; within five minutes on two cores.
+BUDGETS = {FLOW: (60, 1), TRAJECTORY: (80, 192), AIMED: (150, 192), END_TO_END: (240, 384)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a row measures: a method that is there, or one that `settings` train or `calibrate` finds, from so many prompts."""
+
+    name: str
+    prompts: int = 0
+    seed: int | None = None
+    method: Method | None = None
+    settings: PairSettings | None = None
+    harmless: bool = True
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.name, self.prompts, self.seed, asdict(self.settings) if self.settings else None])
+
+
+@dataclass(frozen=True)
+class Row:
+    """Numbers of one entry; column: PSNR (n,) by picture; others [value, standard error over pictures]."""
+
+    method: str
+    steps: int
+    forwards: int
+    prompts: int
+    seed: int | None
+    kept: str | None
+    train_s: float | None
+    all_right: list[float]
+    background: list[float]
+    fd: list[float] | None
+    column: list[float] | None
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--search", action="store_true", help="search the bare base's best at 10 forwards, and nothing else")
-    parser.add_argument("--count", type=int, default=REFERENCES, help="how many of the 1024 reference prompts (default all)")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each training (default 3)")
+    parser.add_argument(
+        "--seed", type=int, default=5, help=f"of the prompts to judge on; {REFERENCE_SEED} are those of the other tables (default 5)"
+    )
+    parser.add_argument("--prompts", type=int, default=64, help="the most prompts to learn from (default 64)")
+    parser.add_argument("--count", type=int, default=REFERENCES, help=f"prompts to judge on (default {REFERENCES})")
+    parser.add_argument("--only", metavar="TEXT", help="only rows whose name holds this, and the controls")
+    parser.add_argument("--out", type=Path, default=Path("glance_quality"), help="where rows are kept (default glance_quality)")
+    parser.add_argument("--show", type=Path, metavar="JSON", help="print the table of a run's JSON, and measure nothing")
     options = parser.parse_args()
-    if not 32 <= options.count <= REFERENCES:
-        parser.error(f"--count is {options.count}; give 32 to {REFERENCES}")
+    if options.show:
+        print(table(json.loads(options.show.read_text(encoding="utf-8"))))
+        return 0
+    if not 32 <= options.count <= REFERENCES or options.seeds < 1 or options.prompts < 1:
+        parser.error(f"give --count 32 to {REFERENCES}, and --seeds and --prompts of at least 1")
     keep_freed_memory()
     try:
-        print(search() if options.search else measure(options.count, options.json))
+        measured = Bench(options).run()
     except GlanceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(json.dumps(measured) if options.json else table(measured))
     return 0
 
 
-def measure(count: int, wants_json: bool) -> str:
-    """The table: the teacher, and every method beside the first of its step count."""
-    started = time.monotonic()
-    control = searched_control()
-    tuning = Tuning()
-    chosen = {steps: [*untuned(steps), tuning.choose(steps)] for steps in WALKS}
-    chosen[5].append(control)
-    prompts, teacher = reference_prompts(count), load_references(count)
-    judge = Judge(load_evaluator(), prompts.scenes, teacher)
-    rows = [judge.teacher_row()]
-    with Progress("painting", sum(m.forwards for methods in chosen.values() for m in methods) * count) as bar:
-        for methods in chosen.values():
-            first = None
-            for method in methods:
-                begun = time.monotonic()
-                pictures = method.paint(tuning.painter, prompts, tick=lambda forwards, name=method.name: bar.step(name, forwards))
-                first = pictures if first is None else first
-                rows.append(judge.row(method.name, pictures, method.steps, method.forwards, time.monotonic() - begun, first))
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    total = round(time.monotonic() - started)
-    if wants_json:
-        return as_json(
-            rows, prompts=count, machine=machine, seconds=total, searched=tuning.tried, gain="to the first row of its step count"
-        )
-    note = f"{count} prompts; gain: PSNR paired to the first row of the same step count; ± one standard error; {machine}; {total} s in all"
-    return f"{table(rows)}\n\n{note}"
+def entries(seeds: int, prompts: int) -> Iterator[Entry]:
+    """Every row, in the table's order; what only explains is trained once."""
+    yield Entry("base, uniform", method=Method("", WALKS[10]["uniform"]))
+    for count in (5, 4):
+        yield Entry("base, uniform", method=Method("", WALKS[count]["uniform"]))
+    yield Entry("base, uniform, second order", method=Method("", WALKS[5]["uniform"], coefficient=1.0))
+    for method in searched_walks():
+        yield Entry(f"base, searched{', no guidance' if method.guidance == 1 else ''}", method=method)
+    for seed in range(seeds):
+        yield Entry("calibrated in 60 s", 32, seed)
+        yield Entry("the paper's loss, one picture", 1, seed, settings=PairSettings(FLOW, 60, seed=seed), harmless=False)
+        for objective in (TRAJECTORY, AIMED, END_TO_END):
+            for count in sorted({1, 16, prompts}):
+                yield Entry(objective, count, seed, settings=PairSettings(objective, BUDGETS[objective][0], seed=seed))
+        for objective in (TRAJECTORY, AIMED, END_TO_END):
+            yield Entry(f"{objective}{FOLD}", prompts, seed, settings=PairSettings(f"{objective}{FOLD}", BUDGETS[objective][0], seed=seed))
+    steps = BUDGETS[END_TO_END][0]
+    for learn, name in ((SOLVER, "solver alone"), (ADAPTERS, "adapters alone")):
+        yield Entry(f"{END_TO_END}, {name}", prompts, 0, settings=PairSettings(END_TO_END, steps, learn=learn))
+    for walk in (4, 3, 2):
+        for objective in (END_TO_END, f"{END_TO_END}{FOLD}"):
+            yield Entry(objective, prompts, 0, settings=PairSettings(objective, steps, walk=walk, learn=BOTH))
 
 
-def untuned(steps: int) -> list[Method]:
-    """Both ladders with the teacher's guidance and without, and the second-order sampler on the uniform one."""
-    rows = [Method(f"base, {steps} {name}", split) for name, split in WALKS[steps].items()]
-    rows += [Method(f"base, {steps} {name}, no CFG", split, 1.0) for name, split in WALKS[steps].items()]
-    return [*rows, Method(f"base, {steps} uniform, second order", WALKS[steps]["uniform"], coefficient=1.0)]
+class Bench:
+    """The prompts, the teacher's pictures of them, and the rows that were measured already."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.painter = options, Painter()
+        self.folder: Path = options.out / f"{model_hash()[:8]}-{options.seed}-{options.count}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.asked: Prompts = draw_prompts(REFERENCES, options.seed, "unseen")[: options.count]
+        self.teacher = self._teacher()
+        self.judge = Judge(load_evaluator(), self.asked.scenes, self.teacher)
+
+    def run(self) -> dict[str, Any]:
+        """Raises GlanceError for what cannot be trained."""
+        teacher = self.judge.teacher_row()
+        rows = [Row("teacher", 50, 100, 0, None, None, None, _pair(teacher.all_right), _pair(teacher.background), None, None)]
+        rows += [self._row(entry) for entry in entries(self.options.seeds, self.options.prompts) if self._wanted(entry)]
+        controls = {row.forwards: row for row in sorted(rows, key=_mean) if row.method.startswith("base, searched")}
+        machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        return {
+            "date": datetime.date.today().isoformat(), "machine": machine, "seed": self.options.seed, "count": self.options.count,
+            "model_sha256": model_hash(), "rows": [_told(row, controls.get(row.forwards)) for row in rows],
+        }  # fmt: skip
+
+    def _wanted(self, entry: Entry) -> bool:
+        return not self.options.only or self.options.only in entry.name or entry.name.startswith("base, searched")
+
+    def _teacher(self) -> Tensor:
+        if self.options.seed == REFERENCE_SEED:
+            return load_references(self.options.count)
+        file = self.folder / "teacher.safetensors"
+        if not file.exists():
+            with Progress("teacher", 50 * self.options.count) as bar:
+                pictures = self.painter.paint(self.asked, teacher_sigmas(), GUIDANCE, tick=lambda count: bar.step(count=count))
+            half = file.with_suffix(".part")
+            save_file({"pictures": pictures}, half)
+            half.replace(file)
+        return load_file(file)["pictures"]
+
+    def _row(self, entry: Entry) -> Row:
+        file = self.folder / "rows.jsonl"
+        if file.exists():
+            for line in file.read_text(encoding="utf-8").splitlines():
+                key, found = json.loads(line)
+                if key == entry.key:
+                    return Row(**found)
+        row = self._measured(entry)
+        with open(file, "a", encoding="utf-8") as kept:
+            kept.write(json.dumps([entry.key, asdict(row)]) + "\n")
+        return row
+
+    def _measured(self, entry: Entry) -> Row:
+        begun = time.monotonic()
+        kept, factors, method = None, None, entry.method
+        if entry.settings:
+            done = train(self.painter, entry.settings, examples(entry))
+            if entry.harmless:
+                choice = keep(self.painter, entry.settings, done, HELD_OUT)
+                done, kept = choice.outcome, named(choice.kept)
+            method, factors = sampled(entry.settings, done), done.factors
+        elif method is None:
+            learnt = with_noise(drawn(entry.prompts, entry.seed or 0), entry.seed or 0, 1)
+            method, _ = calibrated(self.painter, learnt.slots, learnt.latents, 10, 60.0)
+        train_s = None if entry.method else round(time.monotonic() - begun, 1)
+        with Progress(entry.name, method.forwards * len(self.asked)) as bar:
+            pictures = method.paint(self.painter, self.asked, factors, lambda forwards: bar.step(count=forwards))
+        row = self.judge.row(entry.name, pictures, method.steps, method.forwards, 0.0)
+        assert row.fd is not None
+        column = [round(value, 4) for value in psnr(pictures, self.teacher).tolist()]
+        return Row(entry.name, method.steps, method.forwards, entry.prompts, entry.seed, kept, train_s, _pair(row.all_right),
+                   _pair(row.background), _pair(row.fd), column)  # fmt: skip
 
 
-class Tuning:
-    """Prompts to choose settings on, with the teacher's pictures of them; `tried` keeps every setting and its PSNR."""
-
-    def __init__(self) -> None:
-        self.painter = Painter()
-        self.prompts = draw_prompts(TUNING_PROMPTS, TUNING_SEED, "seen")
-        self.tried: list[dict[str, object]] = []
-        with Progress("tuning: teacher", TEACHER_STEPS) as bar:
-            self.teacher = self.painter.paint(self.prompts, teacher_sigmas(), GUIDANCE, tick=lambda count: bar.step())
-
-    def nearness(self, method: Method) -> float:
-        near = float(psnr(method.paint(self.painter, self.prompts), self.teacher).mean())
-        self.tried.append(
-            {"steps": str(method.split), "guidance": method.guidance, "coefficient": method.coefficient, "psnr": round(near, 3)}
-        )
-        return near
-
-    def choose(self, steps: int) -> Method:
-        """The best guidance, and the ladder it is best on."""
-        found = []
-        with Progress(f"tuning: {steps} steps", len(WALKS[steps]) * len(GUIDANCES)) as bar:
-            for name, split in WALKS[steps].items():
-                for guidance in GUIDANCES:
-                    method = Method(f"base, {steps} {name}, tuned guidance {guidance:g}", split, guidance)
-                    found.append((self.nearness(method), method))
-                    bar.step()
-        return max(found, key=lambda pair: pair[0])[1]
+def examples(entry: Entry) -> Examples:
+    """Prompts of the training world with noise for the teacher, or one of its pictures with its caption, by the seed."""
+    settings, seed = entry.settings, entry.seed or 0
+    assert settings is not None
+    if settings.objective != FLOW:
+        runs = BUDGETS[settings.objective.removesuffix(FOLD)][1]
+        return with_noise(drawn(entry.prompts, seed), seed, -(-runs // entry.prompts))
+    return own_picture(seed)
 
 
-def search(rounds: int = 4) -> str:
-    """Coordinate search from the best tuned rows of 5 steps with guidance and 10 without: one knob at a time, until nothing helps."""
-    tuning = Tuning()
-    starts = [Method("", split, 3.0, 0.15) for split in WALKS[5].values()] + [Method("", split, 1.0, 1.0) for split in WALKS[10].values()]
-    near, best = max(((tuning.nearness(method), method) for method in starts), key=lambda pair: pair[0])
-    with Progress("searching", rounds) as bar:
-        for _ in range(rounds):
-            before = near
-            for neighbour in neighbours(best):
-                found = tuning.nearness(neighbour)
-                if found > near:
-                    near, best = found, neighbour
-            bar.step(f"{best.split} guidance {best.guidance:g} coefficient {best.coefficient:g}: {near:.2f} dB")
-            if near == before:
-                break
-    return json.dumps({"steps": str(best.split), "guidance": best.guidance, "coefficient": best.coefficient, "psnr": round(near, 3),
-                       "tried": len(tuning.tried), "tuning_prompts": TUNING_PROMPTS, "model_sha256": model_hash()}, indent=1)  # fmt: skip
+def _pair(measure: Measure) -> list[float]:
+    return [round(measure.value, 4), round(measure.error, 4)]
 
 
-def neighbours(method: Method) -> list[Method]:
-    """One knob changed: a teacher step by 1 or 3, guidance by a quarter, the coefficient by .05 or .15."""
-    found = []
-    steps = method.split.steps
-    for i, shift in ((i, shift) for i in range(1, len(steps)) for shift in (-3, -1, 1, 3)):
-        moved = (*steps[:i], steps[i] + shift, *steps[i + 1 :])
-        if all(a < b for a, b in zip(moved, (*moved[1:], TEACHER_STEPS), strict=True)):
-            found.append(replace(method, split=Split(moved[: len(method.split.slow)], moved[len(method.split.slow) :])))
-    if method.guidance != 1:
-        found += [replace(method, guidance=method.guidance + change) for change in (-0.25, 0.25)]
-    return found + [replace(method, coefficient=round(method.coefficient + change, 2)) for change in (-0.15, -0.05, 0.05, 0.15)]
+def _mean(row: Row) -> float:
+    return sum(row.column) / len(row.column) if row.column else 0.0
+
+
+def _told(row: Row, control: Row | None) -> dict[str, Any]:
+    """The row as plain numbers, each measure with its standard error over pictures beside it."""
+    told: dict[str, Any] = {key: value for key, value in asdict(row).items() if key != "column"}
+    measures = {"psnr": None, "paired_to_control": None} | {name: told.pop(name) for name in ("all_right", "background", "fd")}
+    if row.column:
+        column = torch.tensor(row.column, dtype=torch.float64)
+        measures["psnr"] = _pair(Measure.of(column))
+        if control and control.column:
+            measures["paired_to_control"] = _pair(paired(column, torch.tensor(control.column, dtype=torch.float64)))
+    for name, found in measures.items():
+        told[name], told[f"{name}_error"] = found or (None, None)
+    return told
+
+
+def table(measured: dict[str, Any]) -> str:
+    """Markdown: one line for each method, seeds side by side as their mean, with the error over pictures and over seeds."""
+    together: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in measured["rows"]:
+        together.setdefault((row["method"], row["steps"], row["forwards"], row["prompts"]), []).append(row)
+    lines = [
+        "| method | prompts | steps | forwards | PSNR, dB | to the control, dB | background | all right | FD | training, s |",
+        "|---" * 10 + "|",
+    ]
+    for (method, steps, forwards, prompts), rows in together.items():
+        kept = sorted({row["kept"] for row in rows if row["kept"] and row["kept"].count(",") < _parts(method) - 1})
+        cells = [method + (f" (kept: {'; '.join(kept)})" if kept else ""), str(prompts or "-"), str(steps), str(forwards)]
+        cells += [
+            _shown(rows, "psnr", 2),
+            _shown(rows, "paired_to_control", 2, "+"),
+            *(_shown(rows, name, 3) for name in ("background", "all_right", "fd")),
+        ]
+        seconds = [row["train_s"] for row in rows if row["train_s"] is not None]
+        lines.append("| " + " | ".join([*cells, f"{sum(seconds) / len(seconds):.0f}" if seconds else "-"]) + " |")
+    note = (
+        f"{measured['count']} prompts drawn by seed {measured['seed']}, {measured['date']}; ± one standard error over pictures, and where there are "
+        f"several seeds of training a second ± over those; {measured['machine']}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _parts(method: str) -> int:
+    return 3 if method.startswith((AIMED, END_TO_END)) else 2
+
+
+def _shown(rows: list[dict[str, Any]], name: str, digits: int, sign: str = "") -> str:
+    found = [row for row in rows if row[name] is not None]
+    if not found:
+        return "-"
+    values = torch.tensor([row[name] for row in found], dtype=torch.float64)
+    text = f"{float(values.mean()):{sign}.{digits}f} ± {sum(row[f'{name}_error'] for row in found) / len(found):.{digits}f}"
+    return text + (f" ± {float(values.std() / len(values) ** 0.5):.{digits}f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

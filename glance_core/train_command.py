@@ -36,9 +36,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, metavar="FILE", help="the picture, for flow_matching")
     parser.add_argument("--noises", type=int, help="runs of the teacher for each prompt (default: so many that there are at least 192)")
     parser.add_argument("--steps", type=int, default=120, help="of each phase (default 120)")
+    parser.add_argument(
+        "--walk", type=int, default=5, help="steps that the pair is sampled with, 2 to 5; flow_matching has the paper's 10 (default 5)"
+    )
+    parser.add_argument("--learn", choices=("both", "adapters", "solver"), default="both", help="on whole walks (default both)")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters (default 16)")
     parser.add_argument("--alpha", type=float, help="scales them by alpha / rank (default: the rank)")
-    parser.add_argument("--learning-rate", type=float, help="(default 2e-3, for flow_matching 5e-4)")
+    parser.add_argument("--learning-rate", type=float, help="(default 2e-3, on whole walks 3e-3, for flow_matching 5e-4)")
     parser.add_argument("--batch", type=int, help="examples per step (default 8, for flow_matching 4)")
     parser.add_argument("--caption-dropout", type=float, default=0.0, help="share of examples that see the empty prompt (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="two runs with one seed give the same numbers (default 0)")
@@ -66,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     _check_name(options.name)
     settings = PairSettings(
         OBJECTIVE_NAMES[options.objective], options.steps, options.rank, options.alpha, options.learning_rate, options.batch,
-        options.caption_dropout, options.seed, options.save_every,
+        options.caption_dropout, options.seed, options.save_every, options.walk, options.learn,
     )  # fmt: skip
     settings.training()
     examples = _examples(options)

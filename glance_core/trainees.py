@@ -78,7 +78,7 @@ class PhaseTrainee:
 @dataclass(frozen=True)
 class Walks:
     """The teacher's walks from `noise` (rows, ...): `targets` (n, rows, ...) are its states after each of the n steps of the ladder
-    `sigmas` (n + 1). solver: where the student's begins, and whether its numbers are learned too.
+    `sigmas` (n + 1). solver: where the student's begins. What is learned are the adapters, the solver's numbers, or both.
 
     end_to_end: the gradient runs through all steps, towards the last target: it keeps the activations of the whole walk. Else aimed: each
     step by itself, from where the student's own steps have led, towards the teacher's state after it, in the memory of one step.
@@ -89,7 +89,12 @@ class Walks:
     sigmas: tuple[float, ...]
     solver: Solver
     end_to_end: bool = True
+    learn_adapters: bool = True
     learn_solver: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.learn_adapters or self.learn_solver):
+            raise TrainingError("neither the adapters nor the solver are to be learned; choose one of them, or both")
 
     @property
     def points(self) -> tuple[float, ...]:
@@ -101,7 +106,8 @@ class Walks:
 
     def describe(self) -> dict[str, Any]:
         """What a run that is taken up again must share, beside the teacher's walks."""
-        return {"solver": self.solver.dumps(), "end_to_end": self.end_to_end, "learn_solver": self.learn_solver}
+        return {"solver": self.solver.dumps(), "end_to_end": self.end_to_end, "learn_adapters": self.learn_adapters,
+                "learn_solver": self.learn_solver}  # fmt: skip
 
 
 class WalkTrainee:
@@ -116,12 +122,14 @@ class WalkTrainee:
         self.layers = {
             phase: LoraLayers(student.slots, lora, phase, seed, student.device) for phase, seed in zip((SLOW, FAST), seeds, strict=True)
         }
-        self.changed = {phase: changed_forwards(student, layers) for phase, layers in self.layers.items()}
+        self.changed = {phase: changed_forwards(student, layers) if walks.learn_adapters else {} for phase, layers in self.layers.items()}
         self.numbers = Numbers(walks.solver, PhaseSchedule(walks.sigmas, slow_steps), student.device)
         self.velocities = both(student.velocity, bool(walks.solver.free))
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        made: list[dict[str, Any]] = [{"params": [p for each in self.layers.values() for p in each.parameters()], "highest": learning_rate}]
+        made: list[dict[str, Any]] = []
+        if self.walks.learn_adapters:
+            made.append({"params": [p for each in self.layers.values() for p in each.parameters()], "highest": learning_rate})
         if self.walks.learn_solver:
             made.append({"params": list(self.numbers.parameters()), "highest": SOLVER_RATE * learning_rate, "weight_decay": 0.0})
         return made
@@ -134,7 +142,7 @@ class WalkTrainee:
         return {phase: each.factors() for phase, each in self.layers.items()}
 
     def solver(self) -> Solver | None:
-        return self.numbers.solver()
+        return self.numbers.solver() if self.walks.learn_solver else self.walks.solver
 
     def backward(self, draws: Draws, scaled: Scaled) -> tuple[Tensor, Tensor, float]:
         _, rows, shown = draws.next()

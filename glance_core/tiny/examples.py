@@ -18,10 +18,10 @@ from . import LATENT
 from .packing import pack
 from .painting import draw_prompts
 from .words import parse
-from .world import RESOLUTION
+from .world import RESOLUTION, render, sample_scenes
 
 LEAST_RUNS = 192  # of the teacher: fewer prompts get several noises each
-_PROMPT_SEED, _NOISE_SEED = 10_000, 20_000
+_PROMPT_SEED, _NOISE_SEED, _PICTURE_SEED = 10_000, 20_000, 30_000
 _LONGEST = 1_000_000  # bytes of a file of prompts
 
 
@@ -78,6 +78,13 @@ def with_noise(slots: Tensor, seed: int, noises: int | None = None) -> Examples:
     repeated = slots.repeat(noises, 1)
     generator = torch.Generator().manual_seed(_NOISE_SEED + seed)
     return Examples(repeated, torch.randn((len(repeated), *LATENT), generator=generator))
+
+
+def own_picture(seed: int) -> Examples:
+    """One picture of the training world and its caption."""
+    generator = torch.Generator().manual_seed(_PICTURE_SEED + seed)
+    scene = sample_scenes(1, generator, "seen")
+    return Examples(scene.slots(), pack(render(scene, generator)))
 
 
 def pictured(path: Path, caption: str) -> Examples:

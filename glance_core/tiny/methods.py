@@ -87,15 +87,33 @@ def calibrated(
     return Method(f"calibrated, {len(slots)} prompts", found.split, found.walk.guidance, solver=found.solver), found
 
 
-def searched_control(path: Path = CONTROL_FILE) -> Method:
-    """The bare base's best at 10 forwards that `python -m benchmarks.quality --search` found, on prompts no table is measured on.
-
-    Raises GlanceError if it was searched for other weights than those at hand.
+def searched_walks(path: Path = CONTROL_FILE) -> tuple[Method, ...]:
+    """The bare base's best with so many steps, with guidance and without, that `python -m benchmarks.search` found on prompts no table is
+    measured on; the nearest to the teacher first. Raises GlanceError if they were searched for other weights than those at hand.
     """
     found = json.loads(path.read_text(encoding="utf-8"))
     if found["model_sha256"] != model_hash():
-        raise GlanceError(f"{path.name} was searched for another {MODEL_FILE.name}; search again: python -m benchmarks.quality --search")
-    return Method("searched control", parse_steps(found["steps"]), found["guidance"], found["coefficient"])
+        raise GlanceError(f"{path.name} was searched for another {MODEL_FILE.name}; search again: python -m benchmarks.search --write")
+    return tuple(
+        Method("searched control", parse_steps(walk["steps"]), walk["guidance"], walk["coefficient"])
+        for walk in sorted(found["walks"], key=lambda walk: -walk["psnr"])
+    )
+
+
+def searched_walk(steps: int) -> Method:
+    """The best of them with so many steps under guidance. Raises GlanceError where there is none."""
+    found = {method.steps: method for method in searched_walks() if method.guidance != 1}
+    if steps not in found:
+        raise GlanceError(f"{steps} steps were not searched; choose one of {', '.join(map(str, sorted(found)))}")
+    return found[steps]
+
+
+def searched_control(forwards: int = 10, path: Path = CONTROL_FILE) -> Method:
+    """The best of them at so many forwards. Raises GlanceError where there is none."""
+    for method in searched_walks(path):
+        if method.forwards == forwards:
+            return method
+    raise GlanceError(f"{path.name} holds no control at {forwards} forwards; search it: python -m benchmarks.search --write")
 
 
 def model_hash() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from torch import Tensor
 
 from ..adapter_metadata import Trained
 from ..checkpoint import kept
-from ..errors import AdapterError
+from ..errors import AdapterError, TrainingError
 from ..flux_names import diffusers_slots
 from ..lora_file import read_adapter
 from ..lora_layers import Lora, Slot
 from ..lora_write import PAIR_ENDS, new_folder, write_adapter, write_pair
 from ..metrics import psnr
-from ..objectives import AIMED, END_TO_END, FLOW, FOLD, TRAJECTORY, FlowMatching, Objective, Trajectories, rollout
+from ..objectives import END_TO_END, FLOW, FOLD, TRAJECTORY, WALKED, FlowMatching, Objective, Trajectories, rollout
 from ..parts import Choice, what_helps
 from ..progress import Progress
 from ..run_files import RunFiles
@@ -33,7 +32,7 @@ from ..training import Outcome, Step, TrainingSettings, train_pair
 from ..verdict import Verdict
 from . import BASE, GUIDANCE, LADDER, teacher_sigmas
 from .examples import Examples
-from .methods import GLANCE, GLANCE_GUIDANCE, Method, model_hash
+from .methods import Method, model_hash, searched_walk
 from .packing import unpack
 from .painting import Painter, draw_prompts, load_references, reference_prompts
 
@@ -51,29 +50,34 @@ class Way:
     start: Solver | None = None
 
 
-def _walking(guidance: float, coefficient: float) -> Way:
-    walked = build_schedule(teacher_sigmas(), GLANCE)
-    return Way(GLANCE, 1.0, guidance, 3e-3, start=guided(walked.sigmas, guidance, coefficient))
-
-
 # The teacher that is learnt from walks every third of its steps, and those of the split, in second order: 44.6 ± 1.2 dB to the real one on 24
 # prompts, where a pair comes to 29, for 40 forwards instead of 100.
-VISITED = tuple(sorted({*range(0, TEACHER_STEPS, 3), *GLANCE.steps}))
-
+VISITED = range(0, TEACHER_STEPS, 3)
 _HELD_OUT_SEED = 40_000
+BOTH, ADAPTERS, SOLVER = "both", "adapters", "solver"
+LEARN = (BOTH, ADAPTERS, SOLVER)
 
-WAYS: Mapping[str, Way] = {
-    TRAJECTORY: Way(GLANCE, 3.0, 3.0),  # 2.5, 3, 3.5, 4 gain 0.63, 0.92, 0.82, 0.50 dB over the bare base at its best, 2.5 (192 prompts)
-    TRAJECTORY + FOLD: Way(GLANCE, 1.0, 1.0),
-    **dict.fromkeys((AIMED, END_TO_END), _walking(GLANCE_GUIDANCE, 0.15)),  # as the searched control
-    **dict.fromkeys((AIMED + FOLD, END_TO_END + FOLD), _walking(1.0, 0.0)),
-    FLOW: Way(split_steps(5, 5), 1.0, GUIDANCE, 5e-4, 4),  # as the paper has it: its split, and the plain conditional velocity
-}
+
+def way_of(objective: str, steps: int = 5) -> Way:
+    """On the steps that are the bare base's best; walks begin with its guidance and second-order share. Raises GlanceError for a number of
+    steps that was not searched."""
+    if objective == FLOW:  # as the paper has it: its split, and the plain conditional velocity
+        return Way(split_steps(5, 5), 1.0, GUIDANCE, 5e-4, 4)
+    best = searched_walk(steps)
+    if objective in WALKED:
+        sigmas = build_schedule(teacher_sigmas(), best.split).sigmas
+        if objective.endswith(FOLD):
+            return Way(best.split, 1.0, 1.0, 3e-3, start=guided(sigmas, 1.0))
+        return Way(best.split, 1.0, best.guidance, 3e-3, start=guided(sigmas, best.guidance, best.coefficient))
+    # 2.5, 3, 3.5, 4 gain 0.63, 0.92, 0.82, 0.50 dB over the bare base at its best, 2.5 (192 prompts)
+    guidance = 1.0 if objective.endswith(FOLD) else best.guidance + 0.5
+    return Way(best.split, guidance, guidance)
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """steps: of each phase, or of both at once where whole walks are trained; alpha, learning_rate and batch default to the rank and to the objective's own."""
+    """steps: of each phase, or of both at once where whole walks are trained; alpha, learning_rate and batch default to the rank and to the
+    objective's own; walk: the steps the pair is sampled with, 10 for flow_matching; learn: adapters, solver or both, on whole walks."""
 
     objective: str = TRAJECTORY
     steps: int = 120
@@ -84,10 +88,18 @@ class PairSettings:
     caption_dropout: float = 0.0
     seed: int = 0
     save_every: int = 0
+    walk: int = 5
+    learn: str = BOTH
+
+    def __post_init__(self) -> None:
+        if self.learn not in LEARN:
+            raise TrainingError(f"learn is {self.learn!r}; choose one of {', '.join(LEARN)}")
+        if self.learn != BOTH and self.objective not in WALKED:
+            raise TrainingError(f"learn is {self.learn}, and {self.objective} has no solver to learn; choose {' or '.join(WALKED)}")
 
     @property
     def way(self) -> Way:
-        return WAYS[self.objective]
+        return way_of(self.objective, self.walk)
 
     def training(self) -> TrainingSettings:
         """Raises TrainingError for what cannot be trained with."""
@@ -114,7 +126,8 @@ def train(painter: Painter, settings: PairSettings, examples: Examples, files: R
         data = taught = _teacher_runs(painter, examples, way.split, files)
         if way.start is not None:
             walked = build_schedule(teacher_sigmas(), way.split).sigmas
-            data = Walks(taught.states[0], taught.states[1:], walked, way.start, settings.objective.startswith(END_TO_END))
+            data = Walks(taught.states[0], taught.states[1:], walked, way.start, settings.objective.startswith(END_TO_END),
+                         settings.learn != SOLVER, settings.learn != ADAPTERS)  # fmt: skip
     student = Student(painter.model, painter.velocity(examples.slots, way.taught), slots(painter), "the embedded model")
     with Progress("training", training.steps * (1 if way.start else 2)) as bar:
 
@@ -202,7 +215,8 @@ def write(
     way, training = settings.way, settings.training()
     walked = build_schedule(teacher_sigmas(), way.split)
     stated = {**asdict(replace(training, save_every=0)), "objective": settings.objective, "split": str(way.split), "guidance": way.taught,
-              "model": model_hash(), "data": examples.digest() if examples else None}  # fmt: skip
+              "learn": settings.learn, "kept": choice.names if choice else None, "model": model_hash(),
+              "data": examples.digest() if examples else None}  # fmt: skip
     common = Trained(
         base=BASE, ladder=LADDER, teacher_steps=way.split.teacher_steps, steps=str(way.split), objective=settings.objective,
         guidance=way.guidance, seed=settings.seed, pair=hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16],
