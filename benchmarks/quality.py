@@ -27,7 +27,7 @@ from torch import Tensor
 from glance_core.errors import GlanceError
 from glance_core.memory import keep_freed_memory
 from glance_core.metrics import Measure, paired, psnr
-from glance_core.objectives import AIMED, END_TO_END, FLOW, FOLD, TRAJECTORY
+from glance_core.objectives import ADAPTERS, AIMED, BOTH, END_TO_END, FLOW, FOLD, SOLVER, TRAJECTORY
 from glance_core.parts import named
 from glance_core.progress import Progress
 from glance_core.tiny import GUIDANCE, load_evaluator, teacher_sigmas
@@ -35,7 +35,7 @@ from glance_core.tiny.examples import Examples, drawn, own_picture, with_noise
 from glance_core.tiny.judging import Judge
 from glance_core.tiny.methods import WALKS, Method, calibrated, model_hash, searched_walks
 from glance_core.tiny.painting import REFERENCE_SEED, REFERENCES, Painter, Prompts, draw_prompts, load_references
-from glance_core.tiny.pair import ADAPTERS, BOTH, SOLVER, PairSettings, keep, sampled, train
+from glance_core.tiny.pair import PairSettings, keep, sampled, train
 
 HELD_OUT = 24
 # Steps of training, and runs of the teacher to learn from; within five minutes on two cores.

@@ -24,6 +24,8 @@ from .sampling import euler, multistep
 FOLD = ", fold guidance"
 TRAJECTORY, AIMED, END_TO_END, FLOW = "trajectory", "aimed", "end to end", "flow_matching"
 WALKED = (AIMED, f"{AIMED}{FOLD}", END_TO_END, f"{END_TO_END}{FOLD}")  # learned on the student's own walks, by both phases at once
+BOTH, ADAPTERS, SOLVER = "both", "adapters", "solver"
+LEARN = (BOTH, ADAPTERS, SOLVER)  # of what whole walks can teach
 OBJECTIVES = (TRAJECTORY, f"{TRAJECTORY}{FOLD}", *WALKED, FLOW)
 NO_PROMPT = -1
 

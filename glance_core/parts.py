@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .metrics import paired
+from .objectives import SOLVER
 from .schedule import FAST, SLOW
 from .solver import Solver
 from .training import Outcome
 from .verdict import Verdict
 
-SOLVER = "solver"
 Parts = tuple[str, ...]
 
 

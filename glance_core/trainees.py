@@ -14,7 +14,7 @@ from .errors import TrainingError
 from .frozen import forwards
 from .lora_file import Factor
 from .lora_layers import Lora, LoraLayers
-from .objectives import Objective, both
+from .objectives import ADAPTERS, BOTH, LEARN, SOLVER, WALKED, Objective, both
 from .recompute import recomputed
 from .saved import Saves
 from .schedule import FAST, SLOW, PhaseSchedule
@@ -78,7 +78,7 @@ class PhaseTrainee:
 @dataclass(frozen=True)
 class Walks:
     """The teacher's walks from `noise` (rows, ...): `targets` (n, rows, ...) are its states after each of the n steps of the ladder
-    `sigmas` (n + 1). solver: where the student's begins. What is learned are the adapters, the solver's numbers, or both.
+    `sigmas` (n + 1). solver: where the student's begins. learn: the adapters, the solver's numbers, or both.
 
     end_to_end: the gradient runs through all steps, towards the last target: it keeps the activations of the whole walk. Else aimed: each
     step by itself, from where the student's own steps have led, towards the teacher's state after it, in the memory of one step.
@@ -89,12 +89,11 @@ class Walks:
     sigmas: tuple[float, ...]
     solver: Solver
     end_to_end: bool = True
-    learn_adapters: bool = True
-    learn_solver: bool = True
+    learn: str = BOTH
 
     def __post_init__(self) -> None:
-        if not (self.learn_adapters or self.learn_solver):
-            raise TrainingError("neither the adapters nor the solver are to be learned; choose one of them, or both")
+        if self.learn not in LEARN:
+            raise TrainingError(f"learn is {self.learn!r}; choose one of {', '.join(LEARN)}")
 
     @property
     def points(self) -> tuple[float, ...]:
@@ -106,8 +105,15 @@ class Walks:
 
     def describe(self) -> dict[str, Any]:
         """What a run that is taken up again must share, beside the teacher's walks."""
-        return {"solver": self.solver.dumps(), "end_to_end": self.end_to_end, "learn_adapters": self.learn_adapters,
-                "learn_solver": self.learn_solver}  # fmt: skip
+        return {"solver": self.solver.dumps(), "end_to_end": self.end_to_end, "learn": self.learn}  # fmt: skip
+
+
+def refuse_learning(objective: str, learn: str) -> None:
+    """Raises TrainingError for an objective that cannot learn only this."""
+    if learn not in LEARN:
+        raise TrainingError(f"learn is {learn!r}; choose one of {', '.join(LEARN)}")
+    if learn != BOTH and objective not in WALKED:
+        raise TrainingError(f"learn is {learn}, and {objective} has no solver to learn; choose {' or '.join(WALKED)}")
 
 
 class WalkTrainee:
@@ -122,15 +128,15 @@ class WalkTrainee:
         self.layers = {
             phase: LoraLayers(student.slots, lora, phase, seed, student.device) for phase, seed in zip((SLOW, FAST), seeds, strict=True)
         }
-        self.changed = {phase: changed_forwards(student, layers) if walks.learn_adapters else {} for phase, layers in self.layers.items()}
+        self.changed = {phase: changed_forwards(student, layers) if walks.learn != SOLVER else {} for phase, layers in self.layers.items()}
         self.numbers = Numbers(walks.solver, PhaseSchedule(walks.sigmas, slow_steps), student.device)
         self.velocities = both(student.velocity, bool(walks.solver.free))
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
         made: list[dict[str, Any]] = []
-        if self.walks.learn_adapters:
+        if self.walks.learn != SOLVER:
             made.append({"params": [p for each in self.layers.values() for p in each.parameters()], "highest": learning_rate})
-        if self.walks.learn_solver:
+        if self.walks.learn != ADAPTERS:
             made.append({"params": list(self.numbers.parameters()), "highest": SOLVER_RATE * learning_rate, "weight_decay": 0.0})
         return made
 
@@ -142,7 +148,7 @@ class WalkTrainee:
         return {phase: each.factors() for phase, each in self.layers.items()}
 
     def solver(self) -> Solver | None:
-        return self.numbers.solver() if self.walks.learn_solver else self.walks.solver
+        return self.numbers.solver() if self.walks.learn != ADAPTERS else self.walks.solver
 
     def backward(self, draws: Draws, scaled: Scaled) -> tuple[Tensor, Tensor, float]:
         _, rows, shown = draws.next()

@@ -16,9 +16,10 @@ from ..glance_core.errors import TrainingError
 from ..glance_core.lora_layers import Lora
 from ..glance_core.lora_write import new_folder
 from ..glance_core.loss_plot import plot_losses
-from ..glance_core.objectives import END_TO_END, FLOW, OBJECTIVES
+from ..glance_core.objectives import BOTH, END_TO_END, FLOW, LEARN, OBJECTIVES
 from ..glance_core.run_files import run_files
 from ..glance_core.schedule import build_schedule
+from ..glance_core.trainees import refuse_learning
 from ..glance_core.training import TrainingSettings
 from . import host, pair
 from . import student as glue
@@ -87,6 +88,7 @@ class TrainGlanceAdapter(io.ComfyNode):
                 advanced(io.Float, "caption_dropout", "Share of examples that see the negative prompt instead. -1: as the paper has it, where a negative is wired.", default=-1.0, min=-1.0, max=1.0, step=0.01),
                 advanced(io.Boolean, "rslora", "Scale by alpha / sqrt(rank).", default=False),
                 advanced(io.Int, "checks", "Teacher runs for the comparison with the bare base at the end.", default=4, min=1, max=1024),
+                advanced(io.Combo, "learn", "aimed and end to end: the LoRAs, the solver, or both.", options=list(LEARN)),
                 advanced(io.Combo, "keep", "what helps: of Slow, Fast and solver those that bring the check's pictures nearer to the teacher; what is not kept does nothing. everything: all of them, whatever they do.", options=[WHAT_HELPS, EVERYTHING]),
                 advanced(io.Int, "preview_every", "Training steps between pictures through the pair. 0: none.", default=20, min=0, max=100_000),
             ],
@@ -147,6 +149,7 @@ def _plan(model: Any, latent: list[Any], positive: list[Any], negative: list[Any
         raise TrainingError(f"cfg is {inputs['cfg']:g}, which needs a negative prompt; wire negative, or set cfg to 1")
     if objective.startswith(END_TO_END) and inputs["gradient_checkpointing"]:
         raise TrainingError("objective end to end keeps the activations of all steps; set gradient_checkpointing to false, or choose aimed")
+    refuse_learning(objective, inputs.get("learn", BOTH))
     settings = _settings(model, inputs, bool(negative))
     found, trained = inputs.get("settings"), Trained()
     if found is not None and found.guidance != inputs["cfg"]:
@@ -166,7 +169,7 @@ def _plan(model: Any, latent: list[Any], positive: list[Any], negative: list[Any
         model, positive + check, negative, latents, len(positive), objective, slots, split, kind, ladder, build_schedule(ladder, split),
         inputs["cfg"], inputs.get("teacher_runs") or max(4, len(positive)), inputs.get("checks", 4), inputs["gradient_checkpointing"],
         inputs["offload"], inputs.get("preview_every", 20), settings, folder, name, keep, found.solver if found else None,
-        inputs.get("keep") == EVERYTHING,
+        inputs.get("keep") == EVERYTHING, inputs.get("learn", BOTH),
     )  # fmt: skip
 
 

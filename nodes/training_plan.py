@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ..glance_core.lora_layers import Slot
-from ..glance_core.objectives import FLOW, FOLD, WALKED
-from ..glance_core.parts import SOLVER, sets_of
+from ..glance_core.objectives import BOTH, FLOW, FOLD, SOLVER, WALKED
+from ..glance_core.parts import sets_of
 from ..glance_core.run_files import RunFiles
 from ..glance_core.schedule import FAST, SLOW, PhaseSchedule, Split
 from ..glance_core.solver import Solver, guided
@@ -50,6 +50,7 @@ class Plan:
     keep: RunFiles
     settings_solver: Solver | None = None
     keep_everything: bool = False
+    learn: str = BOTH
 
     @property
     def student_cfg(self) -> float:

@@ -105,7 +105,7 @@ def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Li
     near = float(tensors["near"])
     taught = Surrogate(tuple(tensors["visited"].tolist()) or None, None if math.isnan(near) else near)
     if plan.start is not None:
-        return Walks(states[0], states[1:], plan.walked.sigmas, plan.start, plan.objective.startswith(END_TO_END)), taught
+        return Walks(states[0], states[1:], plan.walked.sigmas, plan.start, plan.objective.startswith(END_TO_END), plan.learn), taught
     return Trajectories(states, tensors["sigmas"].to(noise)), taught
 
 

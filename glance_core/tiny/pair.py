@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..adapter_metadata import Trained
 from ..checkpoint import kept
-from ..errors import AdapterError, TrainingError
+from ..errors import AdapterError
 from ..flux_names import diffusers_slots
 from ..lora_file import read_adapter
 from ..lora_layers import Lora, Slot
 from ..lora_write import PAIR_ENDS, new_folder, write_adapter, write_pair
 from ..metrics import psnr
-from ..objectives import END_TO_END, FLOW, FOLD, TRAJECTORY, WALKED, FlowMatching, Objective, Trajectories, rollout
+from ..objectives import BOTH, END_TO_END, FLOW, FOLD, TRAJECTORY, WALKED, FlowMatching, Objective, Trajectories, rollout
 from ..parts import Choice, what_helps
 from ..progress import Progress
 from ..run_files import RunFiles
@@ -27,7 +27,7 @@ from ..schedule import FAST, SLOW, TEACHER_STEPS, Split, build_schedule, split_s
 from ..solver import Solver, guided
 from ..student import Student
 from ..targets import TINY, chosen
-from ..trainees import Walks
+from ..trainees import Walks, refuse_learning
 from ..training import Outcome, Step, TrainingSettings, train_pair
 from ..verdict import Verdict
 from . import BASE, GUIDANCE, LADDER, teacher_sigmas
@@ -54,8 +54,6 @@ class Way:
 # prompts, where a pair comes to 29, for 40 forwards instead of 100.
 VISITED = range(0, TEACHER_STEPS, 3)
 _HELD_OUT_SEED = 40_000
-BOTH, ADAPTERS, SOLVER = "both", "adapters", "solver"
-LEARN = (BOTH, ADAPTERS, SOLVER)
 
 
 def way_of(objective: str, steps: int = 5) -> Way:
@@ -92,10 +90,7 @@ class PairSettings:
     learn: str = BOTH
 
     def __post_init__(self) -> None:
-        if self.learn not in LEARN:
-            raise TrainingError(f"learn is {self.learn!r}; choose one of {', '.join(LEARN)}")
-        if self.learn != BOTH and self.objective not in WALKED:
-            raise TrainingError(f"learn is {self.learn}, and {self.objective} has no solver to learn; choose {' or '.join(WALKED)}")
+        refuse_learning(self.objective, self.learn)
 
     @property
     def way(self) -> Way:
@@ -127,7 +122,7 @@ def train(painter: Painter, settings: PairSettings, examples: Examples, files: R
         if way.start is not None:
             walked = build_schedule(teacher_sigmas(), way.split).sigmas
             data = Walks(taught.states[0], taught.states[1:], walked, way.start, settings.objective.startswith(END_TO_END),
-                         settings.learn != SOLVER, settings.learn != ADAPTERS)  # fmt: skip
+                         settings.learn)  # fmt: skip
     student = Student(painter.model, painter.velocity(examples.slots, way.taught), slots(painter), "the embedded model")
     with Progress("training", training.steps * (1 if way.start else 2)) as bar:
 

@@ -7,7 +7,8 @@ import torch
 
 from glance_core.draws import History
 from glance_core.lora_file import Factor
-from glance_core.parts import SOLVER, only, parts_of, sets_of, what_helps
+from glance_core.objectives import SOLVER
+from glance_core.parts import only, parts_of, sets_of, what_helps
 from glance_core.schedule import FAST, SLOW
 from glance_core.solver import guided
 from glance_core.training import Outcome

@@ -194,20 +194,20 @@ def test_training_brings_whole_walks_nearer_to_the_teacher_and_what_is_given_bac
 
 
 def test_the_solver_stays_as_it_is_where_it_is_not_to_be_learned():
-    done = train_pair(student(), walks(True, learn_solver=False), SLOW_STEPS, SETTINGS)
+    done = train_pair(student(), walks(True, learn="adapters"), SLOW_STEPS, SETTINGS)
     assert done.solver == guided(SIGMAS, GUIDANCE, 0.1)
     assert any(factor.up.any() for factor in done.factors[SLOW].values())
 
 
 @pytest.mark.parametrize("end_to_end", [True, False], ids=["end to end", "aimed"])
 def test_the_adapters_stay_without_effect_where_they_are_not_to_be_learned(end_to_end):
-    data = walks(end_to_end, learn_adapters=False)
+    data = walks(end_to_end, learn="solver")
     done = train_pair(student(), data, SLOW_STEPS, replace(SETTINGS, steps=30))
     assert not any(factor.up.any() for factors in done.factors.values() for factor in factors.values())
     losses = torch.tensor(done.history.losses).view(30, 4, 3)[:, -1].mean(1)
     assert losses[-5:].mean() < 0.9 * losses[:5].mean() and done.solver != data.solver
-    with pytest.raises(TrainingError, match="neither the adapters nor the solver are to be learned"):
-        walks(end_to_end, learn_adapters=False, learn_solver=False)
+    with pytest.raises(TrainingError, match="learn is 'nothing'; choose one of both, adapters, solver"):
+        walks(end_to_end, learn="nothing")
 
 
 def test_what_the_model_is_told_stays_on_its_side_of_the_boundary():

@@ -232,6 +232,7 @@ def test_a_pair_that_does_not_help_is_kept_from_doing_harm(loras, output):
     ({"objective": "flow_matching"}, "flow_matching needs a picture, and latent is empty"),
     ({"cfg": 4.0, "negative": []}, "cfg is 4, which needs a negative prompt"),
     ({"targets": "nothing_like_this"}, "finds none of the model's"),
+    ({"learn": "solver"}, "learn is solver, and trajectory has no solver to learn; choose aimed or "),
     ({"targets": "(("}, "nor a regular expression"),
     ({"caption_dropout": 0.5, "negative": []}, "caption_dropout is 0.5, which needs a negative prompt"),
     ({"positive": []}, "positive is empty"),

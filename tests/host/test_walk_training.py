@@ -49,6 +49,16 @@ def test_what_is_trained_is_saved_with_its_solver_and_sampled(name, objective, l
     assert not torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
 
 
+def test_the_solver_alone_is_trained_and_the_files_have_no_other_effect(loras, output):
+    trained = []
+    for learn in ("solver", "adapters"):
+        train(tiny.build("flux"), "flux", "aimed", learn=learn, name=learn)
+        trained.append(read_adapter(loras / f"{learn}_slow.safetensors"))
+    assert not any(factor.up.any() for factor in trained[0].factors.values())
+    assert any(factor.up.any() for factor in trained[1].factors.values())
+    assert trained[0].trained.solver != trained[1].trained.solver  # the second's is the one that training began with
+
+
 @pytest.mark.parametrize("objective", ["aimed", "end to end"])
 def test_training_brings_the_result_nearer_to_the_teacher(objective, loras, output):
     """On the very run of the teacher that it learns from, so that few steps will do."""

@@ -1,0 +1,95 @@
+"""The quality benchmark's rows: each once, what was measured is not measured again, and the table says what the JSON holds."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import quality, search
+from glance_core.tiny.methods import Method, searched_control, searched_walks
+
+
+def options(folder, **more):
+    return Namespace(seeds=1, seed=777, prompts=2, count=32, only="searched", out=folder, **more)
+
+
+def test_every_row_is_there_once():
+    every = list(quality.entries(3, 64))
+    assert len({entry.key for entry in every}) == len(every)
+    names = {(entry.name, entry.prompts, entry.seed) for entry in every}
+    for objective in ("trajectory", "aimed", "end to end"):
+        assert {(objective, count, seed) for count in (1, 16, 64) for seed in (0, 1, 2)} <= names
+        assert (f"{objective}, fold guidance", 64, 2) in names
+    assert ("end to end, solver alone", 64, 0) in names and ("end to end, adapters alone", 64, 0) in names
+    assert {entry.settings.walk for entry in every if entry.settings} == {2, 3, 4, 5}
+    assert all(not entry.harmless for entry in every if entry.name.startswith("the paper's"))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quality")
+    return folder, quality.Bench(options(folder)).run()
+
+
+def test_a_row_is_plain_numbers_paired_to_the_control_at_as_many_forwards(measured):
+    found = measured[1]
+    assert (found["seed"], found["count"]) == (777, 32)
+    control = next(row for row in found["rows"] if row["forwards"] == 10 and row["method"] == "base, searched")
+    assert control["paired_to_control"] == 0 and 26 < control["psnr"] < 31
+    assert {"method", "forwards", "prompts", "seed", "psnr", "paired_to_control", "all_right", "fd", "train_s"} <= control.keys()
+    assert found["rows"][0]["method"] == "teacher" and found["rows"][0]["psnr"] is None
+    by_forwards = {}
+    for row in found["rows"][1:]:
+        by_forwards.setdefault(row["forwards"], []).append(row["paired_to_control"])
+    assert all(max(gains) == 0 for gains in by_forwards.values())  # the control is the best that was searched at so many forwards
+
+
+def test_what_was_measured_stays(measured, monkeypatch):
+    folder, found = measured
+
+    def never(self, entry):
+        raise AssertionError(f"{entry.name} was measured again")
+
+    monkeypatch.setattr(quality.Bench, "_measured", never)
+    again = quality.Bench(options(folder)).run()
+    assert again["rows"] == found["rows"]
+
+
+def test_the_table_says_what_the_rows_hold(measured):
+    row = {"method": "end to end", "steps": 5, "forwards": 10, "prompts": 64, "kept": "slow, fast", "train_s": 200.0, "psnr": 30.0, "psnr_error": 0.1,
+           "paired_to_control": 1.5, "paired_to_control_error": 0.1, "all_right": 0.85, "all_right_error": 0.01, "background": 0.9,
+           "background_error": 0.01, "fd": 0.03, "fd_error": 0.005}  # fmt: skip
+    rows = [{**row, "seed": 0}, {**row, "seed": 1, "psnr": 31.0, "kept": "slow, fast, solver", "train_s": 300.0}]
+    told = quality.table({**measured[1], "rows": rows})
+    line = next(line for line in told.splitlines() if line.startswith("| end to end"))
+    assert line == (
+        "| end to end (kept: slow, fast) | 64 | 5 | 10 | 30.50 ± 0.10 ± 0.50 | +1.50 ± 0.10 ± 0.00 | 0.900 ± 0.010 ± 0.000 | 0.850 ± 0.010 ± 0.000 "
+        "| 0.030 ± 0.005 ± 0.000 | 250 |"
+    )
+    assert "32 prompts drawn by seed 777" in told
+    json.dumps(measured[1])
+
+
+def test_the_search_finds_what_control_json_holds_and_better_than_even_steps(monkeypatch):
+    monkeypatch.setattr(search, "PROMPTS", 6)
+    monkeypatch.setattr(search, "ROUNDS", 1)
+    work = search.Search()
+    found = work.best(3, True)
+    even = Method("", search.split((0, 17, 33)), 4.0)
+    near = float((work.painter and quality.psnr(even.paint(work.painter, work.prompts), work.teacher)).mean())
+    assert found["psnr"] > near + 1 and found["forwards"] == 6 and found["tried"] > 10
+
+
+def test_there_is_a_control_for_every_number_of_forwards_that_is_compared():
+    for forwards in (2, 3, 4, 5, 6, 8, 10, 20):
+        assert searched_control(forwards).forwards == forwards
+    assert {walk.steps for walk in searched_walks() if walk.guidance != 1} == set(search.GUIDED)
+    assert torch.tensor([walk.forwards for walk in searched_walks()]).min() == 2
+
+
+def test_the_readmes_table_is_the_one_of_the_last_run():
+    root = Path(__file__).resolve().parents[2]
+    shown = (root / "README.md").read_text(encoding="utf-8").split("--show docs/quality.json -->\n")[1].split("<!-- end -->")[0]
+    assert shown.strip() == quality.table(json.loads((root / "docs/quality.json").read_text(encoding="utf-8")))
