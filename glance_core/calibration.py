@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from .errors import ScheduleError
-from .objectives import Progressed, RowVelocity, both, rollout
+from .objectives import Progressed, RowVelocity, rollout
 from .schedule import Split, default_boundary
-from .solver import Solver, Velocities, fitted, guided, solve
+from .solver import Solver, Velocities, fitted, guided, in_batches, solve
 from .teacher import Nearness, Surrogate, surrogate
 from .verdict import Verdict
 
@@ -98,22 +98,7 @@ class Calibrator:
 
     def at(self, rows: Tensor, guided: bool) -> Velocities:
         """velocities(x, sigma) of these rows, in batches; a tick is a picture's step."""
-
-        at_once = both(self.velocity, guided)
-
-        def velocities(x: Tensor, sigma: float) -> tuple[Tensor, Tensor | None]:
-            cond, free = [], []
-            for part, own in zip(torch.split(x, self.batch), torch.split(rows, self.batch), strict=True):
-                level = part.new_full((len(part),), sigma)
-                one, other = at_once(part, level, own)
-                cond.append(one)
-                if other is not None:
-                    free.append(other)
-                if self.tick:
-                    self.tick(len(own))
-            return torch.cat(cond), torch.cat(free) if free else None
-
-        return velocities
+        return in_batches(self.velocity, rows, guided, self.batch, self.tick)
 
     @torch.no_grad()
     def near(self, sigmas: Sequence[float], solver: Solver, rows: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .errors import ScheduleError
+from .objectives import RowVelocity, both
 from .sampling import Callback
 
 # velocities(x, sigma): noise - data with the prompt, and without it; the second is None where the solver has no guidance.
@@ -165,6 +166,26 @@ def fitted(
         solver = _changed(solver, i, change)
         x = solver.step(i, width, x, cond, free)
     return solver, x
+
+
+def in_batches(
+    velocity: RowVelocity, rows: Tensor, guided: bool, batch: int, tick: Callable[[int], None] | None = None
+) -> Velocities:  # fmt: skip
+    """velocities(x, sigma) of these rows for `solve` and `fitted`, from one that has no guidance; tick(pictures) after every batch."""
+    at_once = both(velocity, guided)
+
+    def velocities(x: Tensor, sigma: float) -> tuple[Tensor, Tensor | None]:
+        cond, free = [], []
+        for part, own in zip(torch.split(x, batch), torch.split(rows, batch), strict=True):
+            one, other = at_once(part.clone(), part.new_full((len(part),), sigma), own)  # a model may write into its input
+            cond.append(one)
+            if other is not None:
+                free.append(other)
+            if tick:
+                tick(len(own))
+        return torch.cat(cond), torch.cat(free) if free else None
+
+    return velocities
 
 
 def _product(a: Tensor, b: Tensor) -> float:

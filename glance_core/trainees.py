@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,15 +14,16 @@ from .errors import TrainingError
 from .frozen import forwards
 from .lora_file import Factor
 from .lora_layers import Lora, LoraLayers
-from .objectives import ADAPTERS, BOTH, LEARN, SOLVER, WALKED, Objective, both
+from .objectives import ADAPTERS, BOTH, LEARN, SOLVER, WALKED, Objective, RowVelocity, both
 from .recompute import recomputed
 from .saved import Saves
 from .schedule import FAST, SLOW, PhaseSchedule
-from .solver import Solver
+from .solver import Solver, fitted, in_batches
 from .student import Student, backward, changed_forwards
 
 Scaled = Callable[[Tensor], Tensor]
 SOLVER_RATE = 3.0  # times the factors' learning rate, for the solver's numbers
+FITTED_ROWS, RIDGE = 64, 0.01  # of the closed fit that training begins with
 FLOOR = 3e-3  # of a result's mean square, below which an error counts little more: 25 dB under the signal
 
 
@@ -78,7 +79,8 @@ class PhaseTrainee:
 @dataclass(frozen=True)
 class Walks:
     """The teacher's walks from `noise` (rows, ...): `targets` (n, rows, ...) are its states after each of the n steps of the ladder
-    `sigmas` (n + 1). solver: where the student's begins. learn: the adapters, the solver's numbers, or both.
+    `sigmas` (n + 1). solver: where the student's begins. learn: the adapters, the solver's numbers, or both;
+    given: what the solver was before it was fitted.
 
     end_to_end: the gradient runs through all steps, towards the last target: it keeps the activations of the whole walk. Else aimed: each
     step by itself, from where the student's own steps have led, towards the teacher's state after it, in the memory of one step.
@@ -90,6 +92,7 @@ class Walks:
     solver: Solver
     end_to_end: bool = True
     learn: str = BOTH
+    given: Solver | None = None
 
     def __post_init__(self) -> None:
         if self.learn not in LEARN:
@@ -103,9 +106,19 @@ class Walks:
     def rows(self) -> int:
         return len(self.noise)
 
+    def begun(self, velocity: RowVelocity, batch: int, tick: Callable[[int], None] | None = None) -> Walks:
+        """The same, from a solver fitted by least squares on some of the rows, where the solver is learned: a start that is worth some
+        fifty steps of training on the embedded model (docs/RESEARCH.md). velocity: the base's, without guidance."""
+        if self.learn == ADAPTERS:
+            return self
+        rows = torch.arange(min(self.rows, FITTED_ROWS))
+        velocities = in_batches(velocity, rows, bool(self.solver.free), batch, tick)
+        solver, _ = fitted(self.solver, self.sigmas, velocities, self.noise[rows], list(self.targets[:, rows]), RIDGE)
+        return replace(self, solver=solver, given=self.solver)
+
     def describe(self) -> dict[str, Any]:
         """What a run that is taken up again must share, beside the teacher's walks."""
-        return {"solver": self.solver.dumps(), "end_to_end": self.end_to_end, "learn": self.learn}  # fmt: skip
+        return {"solver": (self.given or self.solver).dumps(), "end_to_end": self.end_to_end, "learn": self.learn}  # fmt: skip
 
 
 def refuse_learning(objective: str, learn: str) -> None:

@@ -19,7 +19,7 @@ from ..glance_core.draws import History
 from ..glance_core.lora_file import Factor
 from ..glance_core.lora_layers import low_rank_updates
 from ..glance_core.lora_write import write_pair
-from ..glance_core.objectives import END_TO_END, FLOW, FlowMatching, Objective, RowVelocity, Trajectories, both, rollout
+from ..glance_core.objectives import END_TO_END, FLOW, FlowMatching, Objective, Trajectories, both, rollout
 from ..glance_core.parts import Choice, what_helps
 from ..glance_core.phase_switch import PhaseSwitch, PhaseWeights, phase_index
 from ..glance_core.schedule import FAST, SLOW
@@ -54,8 +54,7 @@ def train(plan: Plan, live: Live) -> Result:
     found: list[tuple[Choice, History, float, Surrogate]] = []
 
     def work(conditioned: glue.Conditioned, latents: torch.Tensor) -> None:
-        teacher = conditioned.velocity(plan.cfg, range(plan.prompts))
-        objective, taught = _objective(plan, teacher, latents, live)
+        objective, taught = _objective(plan, conditioned, latents, live)
         # The paper's loss knows no guidance, and a walk's solver takes both velocities by itself.
         cfg = 1.0 if plan.objective == FLOW or plan.walks else plan.student_cfg
         learner = glue.student(plan.model, conditioned, cfg, plan.slots, plan.checkpointing)
@@ -81,7 +80,7 @@ def train(plan: Plan, live: Live) -> Result:
     return Result(files, choice, history, time.monotonic() - started, speed, taught)
 
 
-def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Live) -> tuple[Objective | Walks, Surrogate]:
+def _objective(plan: Plan, conditioned: glue.Conditioned, latents: torch.Tensor, live: Live) -> tuple[Objective | Walks, Surrogate]:
     """What is learned, and how the teacher walked for it."""
     if plan.objective == FLOW:
         return FlowMatching(latents.float(), plan.walked.sigmas[:-1], host.is_flow(plan.model)), Surrogate()
@@ -89,6 +88,7 @@ def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Li
 
     def walk() -> dict[str, torch.Tensor]:
         live.stage("teacher", plan.teacher_work)
+        teacher = conditioned.velocity(plan.cfg, range(plan.prompts))
         steps, batch = plan.split.steps, plan.settings.batch
         cheaper = surrogate(teacher, noise, plan.ladder, latent_psnr, batch, live.still, steps)
         data = rollout(teacher, noise, plan.ladder, steps, batch, live.step, cheaper.visited)
@@ -105,7 +105,8 @@ def _objective(plan: Plan, teacher: RowVelocity, latents: torch.Tensor, live: Li
     near = float(tensors["near"])
     taught = Surrogate(tuple(tensors["visited"].tolist()) or None, None if math.isnan(near) else near)
     if plan.start is not None:
-        return Walks(states[0], states[1:], plan.walked.sigmas, plan.start, plan.objective.startswith(END_TO_END), plan.learn), taught
+        walks = Walks(states[0], states[1:], plan.walked.sigmas, plan.start, plan.objective.startswith(END_TO_END), plan.learn)
+        return walks.begun(conditioned.velocity(1.0, range(plan.prompts)), plan.settings.batch, live.still), taught
     return Trajectories(states, tensors["sigmas"].to(noise)), taught
 
 

@@ -34,7 +34,7 @@ from . import BASE, GUIDANCE, LADDER, teacher_sigmas
 from .examples import Examples
 from .methods import Method, model_hash, searched_walk
 from .packing import unpack
-from .painting import Painter, draw_prompts, load_references, reference_prompts
+from .painting import BATCH, Painter, draw_prompts, load_references, reference_prompts
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def train(painter: Painter, settings: PairSettings, examples: Examples, files: R
         if way.start is not None:
             walked = build_schedule(teacher_sigmas(), way.split).sigmas
             data = Walks(taught.states[0], taught.states[1:], walked, way.start, settings.objective.startswith(END_TO_END),
-                         settings.learn)  # fmt: skip
+                         settings.learn).begun(painter.velocity(examples.slots, 1.0), BATCH)  # fmt: skip
     student = Student(painter.model, painter.velocity(examples.slots, way.taught), slots(painter), "the embedded model")
     with Progress("training", training.steps * (1 if way.start else 2)) as bar:
 

@@ -251,3 +251,21 @@ def test_a_stopped_run_ends_with_the_bits_of_an_unbroken_one(end_to_end, setting
 def test_end_to_end_under_checkpointing_is_refused():
     with pytest.raises(TrainingError, match="keeps the activations of all steps; switch gradient_checkpointing off, or train aimed"):
         train_pair(student(checkpointing=True), walks(True), SLOW_STEPS, SETTINGS)
+
+
+def test_walks_begin_with_a_solver_fitted_on_the_base(tmp_path):
+    """It leads nearer to the teacher than the one that was given; a run that is taken up again is told by the given one."""
+    learner, data = student(), walks(True)
+    begun = data.begun(learner.velocity, 4)
+    velocity, rows = both(learner.velocity), torch.arange(6)
+
+    def error(solver):
+        with torch.no_grad():
+            end = solve(solver, SIGMAS, lambda x, sigma: velocity(x.clone(), x.new_full((6,), sigma), rows), data.noise)
+        return float((end - data.targets[-1]).square().mean())
+
+    assert error(begun.solver) < 0.5 * error(data.solver)
+    assert begun.solver != data.solver and begun.given == data.solver and begun.describe() == data.describe()
+    assert walks(True, learn="adapters").begun(learner.velocity, 4).solver == data.solver
+    done = train_pair(learner, begun, SLOW_STEPS, replace(SETTINGS, steps=1, learning_rate=1e-9))
+    assert list(done.solver.numbers()) == pytest.approx(list(begun.solver.numbers()), abs=1e-6)
