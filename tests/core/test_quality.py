@@ -74,7 +74,7 @@ def test_the_table_says_what_the_rows_hold(measured):
 
 def test_the_search_finds_what_control_json_holds_and_better_than_even_steps(monkeypatch):
     monkeypatch.setattr(search, "PROMPTS", 6)
-    monkeypatch.setattr(search, "ROUNDS", 1)
+    monkeypatch.setattr(search, "WORK", 1)
     work = search.Search()
     found = work.best(3, True)
     even = Method("", search.split((0, 17, 33)), 4.0)
@@ -83,7 +83,7 @@ def test_the_search_finds_what_control_json_holds_and_better_than_even_steps(mon
 
 
 def test_there_is_a_control_for_every_number_of_forwards_that_is_compared():
-    for forwards in (2, 3, 4, 5, 6, 8, 10, 20):
+    for forwards in (2, 3, 4, 5, 6, 8, 10):
         assert searched_control(forwards).forwards == forwards
     assert {walk.steps for walk in searched_walks() if walk.guidance != 1} == set(search.GUIDED)
     assert torch.tensor([walk.forwards for walk in searched_walks()]).min() == 2

@@ -20,6 +20,7 @@ from glance_core.metrics import psnr
 from glance_core.pictures import load_grid, save_grid
 from glance_core.sampling import euler
 from glance_core.schedule import FAST, SLOW, build_schedule
+from glance_core.solver import Solver
 from glance_core.tiny import painting
 from glance_core.tiny.evaluator import judge, read
 from glance_core.tiny.methods import GLANCE, GLANCE_GUIDANCE, Method, searched_control, searched_walk
@@ -97,13 +98,14 @@ def test_guidance_is_the_blend_of_two_forwards(painter):
 def test_the_shipped_pair_comes_nearer_to_the_teacher_than_the_base_on_the_same_steps(painter):
     slow, fast = (read_adapter(path) for path in PAIR)
     assert check_pair(slow, fast) == ()
-    assert slow.trained.split == GLANCE and slow.trained.guidance == GLANCE_GUIDANCE
+    assert slow.trained.split == GLANCE and slow.trained.kept == "slow, fast, solver"
+    solver = Solver.loads(slow.trained.solver)
     prompts, teacher = painting.reference_prompts(48), painting.load_references(48)
     walked = build_schedule(tiny.teacher_sigmas(), GLANCE)
     base = painter.paint(prompts, walked.sigmas, GLANCE_GUIDANCE, euler)
     before = {name: value.clone() for name, value in painter.model.state_dict().items()}
     with painting.carrying(painter.model, {SLOW: slow.factors, FAST: fast.factors}, walked) as callback:
-        paired = painter.paint(prompts, walked.sigmas, slow.trained.guidance, euler, callback)
+        paired = painter.solve(prompts, walked.sigmas, solver, callback)
     gain = paired_difference(psnr(paired, teacher), psnr(base, teacher))
     assert gain.value > 2 * gain.error
     assert all(torch.equal(value, before[name]) for name, value in painter.model.state_dict().items())

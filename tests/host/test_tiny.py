@@ -10,14 +10,17 @@ import pytest
 import torch
 from pack import node
 from real_server import Server, folder
+from safetensors.torch import load_file
 from test_workflows import _widgets
 from tiny import build
 
 import nodes as host_nodes
 from glance_core import tiny
 from glance_core.lora_file import read_adapter
+from glance_core.objectives import both
 from glance_core.sampling import euler
 from glance_core.schedule import FAST, SLOW, build_schedule, split_steps
+from glance_core.solver import Solver, solve
 from glance_core.tiny import packing
 from glance_core.tiny.methods import GLANCE
 from glance_core.tiny.painting import Painter, carrying
@@ -164,10 +167,21 @@ def api_graph(workflow, classes):
     return graph
 
 
-def test_the_shipped_workflow_runs_in_a_server_that_has_no_other_model(tmp_path, node_classes):
+def by_the_core(core):
+    """What the workflow's sampler with the pair comes to: four pictures of the prompt, in the model's own space."""
+    slow, fast = (read_adapter(tiny.LORA_FOLDER / name) for name in PAIR)
+    solver, walked = Solver.loads(slow.trained.solver), build_schedule(tiny.teacher_sigmas(), slow.trained.split)
+    noise = torch.randn((4, *tiny.LATENT), generator=torch.manual_seed(0))
+    velocities, rows = both(core.velocity(torch.tensor([parse(PROMPT)] * 4), 1.0), bool(solver.free)), torch.arange(4)
+    with torch.no_grad(), carrying(core.model, {SLOW: slow.factors, FAST: fast.factors}, walked) as callback:
+        return solve(solver, walked.sigmas, lambda x, sigma: velocities(x, torch.full((4,), sigma), rows), noise, callback)
+
+
+def test_the_shipped_workflow_runs_in_a_server_that_has_no_other_model(tmp_path, node_classes, core):
     asyncio.run(host_nodes.init_builtin_extra_nodes())
     workflow = json.loads((comfyui.PACK / "workflows/glance_tiny.json").read_text(encoding="utf-8"))
     graph = api_graph(workflow, node_classes)
+    graph["latents"] = {"class_type": "SaveLatent", "inputs": {"samples": ["8", 0], "filename_prefix": "glance"}}
     folder(tmp_path)
     server = Server(tmp_path)
     try:
@@ -175,6 +189,9 @@ def test_the_shipped_workflow_runs_in_a_server_that_has_no_other_model(tmp_path,
         assert done["status"]["status_str"] == "success", done["status"]
         shown = [picture for output in done["outputs"].values() for picture in output.get("images", [])]
         assert len(shown) == 8  # four with the pair, four without
+        (saved,) = next(output["latents"] for output in done["outputs"].values() if "latents" in output)
+        sampled = load_file(server.base / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"]
+        assert ((sampled - packing.SHIFT) * packing.SCALE - by_the_core(core)).abs().max() < 1e-4  # pair and solver
         status, refused = server.call("/prompt", {"prompt": {
             "1": {"class_type": "GlanceTinyText", "inputs": {"prompt": "a red dog"}},
             "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
