@@ -55,7 +55,8 @@ class Entry:
 
     @property
     def key(self) -> str:
-        return json.dumps([self.name, self.prompts, self.seed, asdict(self.settings) if self.settings else None])
+        walk = [str(self.method.split), self.method.guidance, self.method.coefficient] if self.method else None
+        return json.dumps([self.name, self.prompts, self.seed, asdict(self.settings) if self.settings else None, walk])
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,12 @@ from glance_core.tiny.methods import CONTROL_FILE, Method, model_hash
 from glance_core.tiny.painting import Painter, draw_prompts
 
 PROMPTS, SEED = 48, 4242
-GUIDED = PLAIN = (2, 3, 4, 5)  # steps; without guidance a fifth one adds next to nothing, so 6 to 10 are not compared with 3 to 5 guided ones
+GUIDED = PLAIN = (
+    2,
+    3,
+    4,
+    5,
+)  # steps; without guidance a fifth one adds next to nothing, so 6 to 10 are not compared with 3 to 5 guided ones
 WORK = 36  # rounds times forwards
 
 

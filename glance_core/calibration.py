@@ -23,6 +23,7 @@ from .verdict import Verdict
 
 RIDGES = (0.1, 0.01, 0.001)
 _MOVES = (-3, -1, 1, 3)
+SEARCHED = 0.85  # of the seconds; the rest is for the fit and for judging
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,11 @@ def calibrate(
     uniform = Walk(even_steps(count, teacher_steps), guidance)
     best = max(_starts(uniform, teacher_steps), key=known)
     improved = True
-    while improved and time.monotonic() - began < seconds:
+    until = began + SEARCHED * seconds
+    while improved and time.monotonic() < until:
         improved = False
         for other in _neighbours(best, teacher_steps):
-            if time.monotonic() - began >= seconds:
+            if time.monotonic() >= until:
                 break
             if known(other) > known(best):
                 best, improved = other, True

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from ..glance_core import tiny
 from ..glance_core.adapter_metadata import Trained
 from ..glance_core.lora_file import Adapter, check_pair, read_adapter
+from ..glance_core.objectives import WALKED
 from . import host, pair
 
 CATEGORY = "Glance"
@@ -110,7 +111,8 @@ def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trai
             + (": WORSE than the bare base; set both strengths to 0 or leave the pair out" if worse else "")
         )
     if trained.kept is not None:
-        lines.append(f"kept when trained: {trained.kept}; of slow, fast and solver, what is not named did not help and does nothing")
+        whole = len(trained.kept.split(", ")) == (3 if trained.objective in WALKED else 2)
+        lines.append(f"kept when trained: {trained.kept}{'' if whole else '; what is not named does nothing'}")
     if trained.solver is not None:
         lines.append("solver: fitted for these teacher steps, with a guidance of its own; Phase Split Sampler's sampler auto uses it")
     elif any(adapter.trained.solver for adapter in adapters):
