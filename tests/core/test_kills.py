@@ -15,6 +15,7 @@ import pytest
 from safetensors import safe_open
 
 from glance_core.__main__ import main
+from glance_core.run_files import RUN_ENDS
 from glance_core.schedule import SLOW
 
 KILLS = int(os.environ.get("GLANCE_KILLS", "4"))
@@ -117,8 +118,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_an_unbroken_one(fo
             assert now >= before
             before = now
             at.append(now)
-            continue
-        assert process.exitcode == 0
+            if now < math.inf or any((folder / f"glance_tiny{end}").exists() for end in RUN_ENDS):
+                continue  # else it was killed between its last deed and its end: the same command would begin another pair
+        else:
+            assert process.exitcode == 0
         finished(folder, tmp_path / "whole")
         runs, before = runs + 1, 0.0
         folder = tmp_path / f"run{runs}"

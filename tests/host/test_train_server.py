@@ -75,7 +75,7 @@ def graph(model, **inputs):
         "model": ["1", 0], "latent": ["4", 0], "positive": ["2", 0], "negative": ["3", 0], "objective": "trajectory", "schedule": "auto",
         "slow_steps": 2, "fast_steps": 3, "steps": 10, "learning_rate": 2e-3, "rank": 4, "alpha": 8.0, "targets": "auto", "optimizer": "auto",
         "gradient_checkpointing": model != "embedded", "offload": "auto", "seed": 0, "save_every": 5, "resume": True, "name": model,
-        "checks": 2, "teacher_runs": 4, "preview_every": 5,
+        "checks": 2, "teacher_runs": 4, "preview_every": 5, "keep": "everything",
     }  # fmt: skip
     return {
         "1": {"class_type": "UNETLoader", "inputs": {"unet_name": FILES[model], "weight_dtype": "default"}},

@@ -102,11 +102,14 @@ def test_a_calibrations_settings_are_what_training_begins_with(loras, output):
             [model], [tiny.conditioning("flux", 1)], latent_image=[tiny.empty_latent("flux")], negative=[tiny.conditioning("flux", 2)],
             **{key: [value] for key, value in inputs.items()},
         ).args[0]  # fmt: skip
-    train(model, "flux", "aimed", settings=settings, learning_rate=1e-9)
-    trained = read_adapter(loras / "tiny_slow.safetensors").trained
-    assert trained.steps == str(settings.split) and trained.ladder == settings.kind
-    near = comfyui.pack_module("glance_core.solver").Solver.loads(trained.solver)
-    assert all(abs(a - b) < 1e-5 for a, b in zip(near.numbers(), settings.solver.numbers(), strict=True))
+    solvers = []
+    for learn in ("adapters", "both"):
+        train(model, "flux", "aimed", settings=settings, learning_rate=1e-9, learn=learn, name=learn)
+        trained = read_adapter(loras / f"{learn}_slow.safetensors").trained
+        assert trained.steps == str(settings.split) and trained.ladder == settings.kind
+        solvers.append(comfyui.pack_module("glance_core.solver").Solver.loads(trained.solver))
+    assert solvers[0] == settings.solver
+    assert solvers[1].told == settings.solver.told and solvers[1] != settings.solver  # fitted to the teacher's runs before the first step
     with pytest.raises(ValueError, match=r"cfg is 3, but settings were found for a teacher at 2.5; set cfg to it"):
         train(model, "flux", "aimed", settings=settings, cfg=3.0)
 
