@@ -18,7 +18,7 @@ from .errors import ScheduleError
 from .objectives import Progressed, RowVelocity, rollout
 from .schedule import Split, default_boundary
 from .solver import Solver, Velocities, fitted, guided, in_batches, solve
-from .teacher import Nearness, Surrogate, surrogate
+from .teacher import Nearness, surrogate
 from .verdict import Verdict
 
 RIDGES = (0.1, 0.01, 0.001)
@@ -81,13 +81,12 @@ class Calibrator:
         self.ladder, self.noise, self.nearness, self.batch, self.tick = tuple(ladder), noise, nearness, batch, tick
         self.velocity = velocity
 
-    def teach(self, velocity: RowVelocity) -> Surrogate:
-        """Walk the teacher under its guidance, by fewer steps where that is near enough, and say which it was."""
+    def teach(self, velocity: RowVelocity) -> None:
+        """Walk the teacher under its guidance, by fewer steps where that is near enough."""
         self.taught_by = velocity
         self.surrogate = surrogate(velocity, self.noise, self.ladder, self.nearness, self.batch, self.tick)
         self.kept = self.surrogate.visited or tuple(range(len(self.ladder) - 1))
         self.states = self._teacher(self.kept, torch.arange(len(self.noise)))
-        return self.surrogate
 
     def _teacher(self, steps: Sequence[int], rows: Tensor) -> Tensor:
         """Its states (steps + 1, rows, ...) before these steps and at the end."""
@@ -147,7 +146,7 @@ def calibrate(
             f"{' in twos' if per_step == 2 else ''}"
         )
     work = Calibrator(velocity, noise, ladder, nearness, batch, tick)
-    taught = work.teach(guided_by(guidance))
+    work.teach(guided_by(guidance))
     rows = torch.arange(len(noise))
     choosing, judging = rows[0::2], rows[1::2]
     tried: dict[Walk, float] = {}
@@ -182,7 +181,7 @@ def calibrate(
         Verdict(near, evenly, f"{len(judging)} runs that chose nothing"),
         plainly,
         tuple(tried.items()),
-        str(taught),
+        str(work.surrogate),
         time.monotonic() - began,
     )
 

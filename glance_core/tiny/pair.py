@@ -27,6 +27,7 @@ from ..schedule import FAST, SLOW, TEACHER_STEPS, Split, build_schedule, split_s
 from ..solver import Solver, guided
 from ..student import Student
 from ..targets import TINY, chosen
+from ..teacher import EVERY
 from ..trainees import Walks, refuse_learning
 from ..training import Outcome, Step, TrainingSettings, train_pair
 from ..verdict import Verdict
@@ -52,7 +53,7 @@ class Way:
 
 # The teacher that is learnt from walks every third of its steps, and those of the split, in second order: 44.6 ± 1.2 dB to the real one on 24
 # prompts, where a pair comes to 29, for 40 forwards instead of 100.
-VISITED = range(0, TEACHER_STEPS, 3)
+VISITED = range(0, TEACHER_STEPS, EVERY)
 _HELD_OUT_SEED = 40_000
 
 

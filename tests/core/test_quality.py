@@ -78,7 +78,7 @@ def test_the_search_finds_what_control_json_holds_and_better_than_even_steps(mon
     work = search.Search()
     found = work.best(3, True)
     even = Method("", search.split((0, 17, 33)), 4.0)
-    near = float((work.painter and quality.psnr(even.paint(work.painter, work.prompts), work.teacher)).mean())
+    near = float(quality.psnr(even.paint(work.painter, work.prompts), work.teacher).mean())
     assert found["psnr"] > near + 1 and found["forwards"] == 6 and found["tried"] > 10
 
 

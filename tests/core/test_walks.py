@@ -253,7 +253,7 @@ def test_end_to_end_under_checkpointing_is_refused():
         train_pair(student(checkpointing=True), walks(True), SLOW_STEPS, SETTINGS)
 
 
-def test_walks_begin_with_a_solver_fitted_on_the_base(tmp_path):
+def test_walks_begin_with_a_solver_fitted_on_the_base():
     """It leads nearer to the teacher than the one that was given; a run that is taken up again is told by the given one."""
     learner, data = student(), walks(True)
     begun = data.begun(learner.velocity, 4)
