@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=16, help="to learn from (default 16)")
     parser.add_argument("--noises", type=int, help="for each prompt (default: so many that there are at least 192 runs of the teacher)")
     parser.add_argument("--judged", type=int, default=1024, help="unseen prompts (default 1024)")
-    parser.add_argument("--steps", type=int, default=80, help="of each phase; of both at once on whole walks (default 80)")
+    parser.add_argument("--steps", type=int, default=60, help="of each phase; of both at once on whole walks (default 60)")
     options = parser.parse_args()
     keep_freed_memory()
     try:

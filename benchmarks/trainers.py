@@ -19,7 +19,7 @@ RATE, SEED, SIGMAS = 1e-3, 7, (0.9, 0.7, 0.5, 0.3)
 @dataclass(frozen=True)
 class Case:
     """A model and how it is trained. architecture: of tests/host/tiny.py, or embedded; steps: measured ones, after one that is
-    not; rounds: no more of them, where a step takes seconds."""
+    not."""
 
     name: str
     architecture: str
@@ -30,7 +30,6 @@ class Case:
     rank: int = 16
     text_tokens: int = 64
     steps: int = 3
-    rounds: int = 100
 
 
 @dataclass

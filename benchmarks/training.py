@@ -4,6 +4,7 @@ Every Linear gets a LoRA of the same rank; batch 1, the same latents and caption
 biases too and draws its own noise. Each round runs every method once, in turn; ratios are to this pack's run of the same round.
 
     python -m benchmarks.training [--json] [--rounds 5]
+    python -m benchmarks.training --method ours peft --rounds 25      (what comes out near 1 wants more rounds)
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.process import boot, last_line, most_resident
@@ -30,31 +31,30 @@ WIDE = {"num_layers": 1, "num_attention_heads": 24}
 DEEP = {"num_layers": 4, "num_attention_heads": 4}
 FLUX = {"hidden_size": 512, "num_heads": 4, "depth": 1, "depth_single_blocks": 2}
 CASES = (
-    Case("qwen-image, 24 heads, 1 layer", "qwen-image", (1, 16, 1, 32, 32), WIDE, checkpointing=(False,), steps=1, rounds=7),
-    Case("qwen-image, 24 heads, 1 layer", "qwen-image", (1, 16, 1, 32, 32), WIDE, "bf16", (False,), steps=1, rounds=7),
+    Case("qwen-image, 24 heads, 1 layer", "qwen-image", (1, 16, 1, 32, 32), WIDE, checkpointing=(False,), steps=1),
+    Case("qwen-image, 24 heads, 1 layer", "qwen-image", (1, 16, 1, 32, 32), WIDE, "bf16", (False,), steps=1),
     Case("qwen-image, 4 heads, 4 layers", "qwen-image", (1, 16, 1, 32, 32), DEEP, steps=2),
     Case("flux, 4 heads, 1 + 2 layers", "flux", (1, 16, 32, 32), FLUX),
     Case("glance_tiny_flux", "embedded", (1, 16, 4, 4), steps=4),
 )
 
 
-def measure(case: Case, rounds: int, progress: Callable[[str], None]) -> list[dict]:
-    """Rows of every method on one model, without and with gradient checkpointing. Raises AssertionError where a method does not train."""
+def measure(case: Case, rounds: int, progress: Callable[[str], None], methods: Sequence[str] = METHODS) -> list[dict]:
+    """Rows of the methods on one model, without and with gradient checkpointing. Raises AssertionError where a method does not train."""
     import torch
 
-    rounds = min(rounds, case.rounds)
     with torch.inference_mode():
         bench = Bench(case)
         rows = []
         for checkpointing in case.checkpointing:
             what = f"{case.name}, {case.dtype}{', checkpointing' if checkpointing else ''}"
-            runs: dict[str, list[Run]] = {method: [] for method in METHODS}
+            runs: dict[str, list[Run]] = {method: [] for method in methods}
             for number in range(-1, rounds):  # the first round is not measured: the maths library compiles its kernels
-                for method in METHODS if number % 2 == 0 else METHODS[::-1]:
+                for method in methods if number % 2 == 0 else methods[::-1]:
                     progress(f"{what}: {f'round {number + 1} of {rounds}' if number >= 0 else 'warm-up'}, {method}")
                     if not (runs[method] and runs[method][-1].failed):
                         runs[method].append(bench.run(method, checkpointing, 1 + case.steps if number >= 0 else 1))
-            rows += [_row(bench, method, checkpointing, runs, rounds) for method in METHODS]
+            rows += [_row(bench, method, checkpointing, runs, rounds) for method in methods]
     return rows
 
 
@@ -132,6 +132,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--rounds", type=int, default=5, help="rounds measured after a warm-up (default 5)")
     parser.add_argument("--case", type=int, nargs="+", choices=range(len(CASES)), default=list(range(len(CASES))), help="models by number")
+    parser.add_argument(
+        "--method", nargs="+", choices=METHODS, default=list(METHODS), help="what is compared; ours is always there (default all)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of the maths (default 2); 1 on a machine that does other things too")
     parser.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -148,10 +151,11 @@ def main() -> int:
         if sys.stderr.isatty():
             print(f"\r\033[K{time.perf_counter() - began:4.0f} s  {text}", end="", file=sys.stderr, flush=True)
 
-    rows = [row for number in options.case for row in measure(CASES[number], options.rounds, progress)]
+    methods = [method for method in METHODS if method == "ours" or method in options.method]
+    rows = [row for number in options.case for row in measure(CASES[number], options.rounds, progress, methods)]
     progress("memory")
     with ThreadPoolExecutor(2) as pool:  # what is resident does not depend on the time that it takes
-        peaks = dict(zip(METHODS, pool.map(lambda method: peak_memory(method, options.case), METHODS), strict=True))
+        peaks = dict(zip(methods, pool.map(lambda method: peak_memory(method, options.case), methods), strict=True))
     of_case = {(CASES[number].name, CASES[number].dtype): at for at, number in enumerate(options.case)}
     for row in rows:
         peak = peaks[row["method"]][of_case[row["model"], row["dtype"]]][row["checkpointing"]]
@@ -162,7 +166,7 @@ def main() -> int:
         print(json.dumps({"machine": machine(), "rows": rows}))
     else:
         print(f"{machine()}; every Linear, batch 1\n{table(rows)}")
-        print("\n".join(f"{method}: {EXPLAINED[method]}" for method in METHODS))
+        print("\n".join(f"{method}: {EXPLAINED[method]}" for method in methods))
     return 0
 
 
