@@ -292,9 +292,17 @@ def test_which_name_a_run_takes(tmp_path):
     assert (name(True), name(False)) == ("a-2", "a-3")
 
 
+@pytest.fixture
+def interruptible():
+    """Children get SIGINT as from a terminal also where the tests themselves run in the background of a shell, which ignores it for all below."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 @pytest.mark.parametrize("moment", ["training", "teacher"])
-def test_control_c_ends_with_130_one_sentence_and_a_run_to_go_on_with(tmp_path, moment):
+def test_control_c_ends_with_130_one_sentence_and_a_run_to_go_on_with(tmp_path, moment, interruptible):
     out = tmp_path / "out"
     noises, sign = {"training": ("2", out / "glance_tiny.run.safetensors"), "teacher": ("500", out)}[moment]
     command = [sys.executable, "-m", "glance_core", "train", "--caption", CAPTION, "--noises", noises, "--steps", "5000", "--batch", "1"]
@@ -302,12 +310,15 @@ def test_control_c_ends_with_130_one_sentence_and_a_run_to_go_on_with(tmp_path, 
         [*command, "--save-every", "3", "--out", str(out)], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    while not sign.exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    try:
+        while not sign.exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in error
     if moment == "training":
