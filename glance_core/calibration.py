@@ -96,14 +96,14 @@ class Calibrator:
 
         return rollout(of, self.noise[rows], self.ladder, steps, self.batch, self.tick, self.surrogate.and_steps(steps)).states
 
-    def at(self, rows: Tensor, guided: bool) -> Velocities:
-        """velocities(x, sigma) of these rows, in batches; a tick is a picture's step."""
-        return in_batches(self.velocity, rows, guided, self.batch, self.tick)
+    def at(self, rows: Tensor) -> Velocities:
+        """Those of these rows, in batches; a tick is a picture's step."""
+        return in_batches(self.velocity, rows, self.batch, self.tick)
 
     @torch.no_grad()
     def near(self, sigmas: Sequence[float], solver: Solver, rows: Tensor) -> Tensor:
         """PSNR (rows,) of a solver's results to the teacher's."""
-        return self.nearness(solve(solver, sigmas, self.at(rows, bool(solver.free)), self.noise[rows]), self.states[-1, rows])
+        return self.nearness(solve(solver, sigmas, self.at(rows), self.noise[rows]), self.states[-1, rows])
 
     def targets(self, walk: Walk, rows: Tensor) -> Tensor:
         """The teacher's states (n, rows, ...) after each of the walk's steps."""
@@ -114,7 +114,7 @@ class Calibrator:
     def fit(self, walk: Walk, ridge: float, rows: Tensor, targets: Tensor) -> Solver:
         """The walk with coefficients fitted on these rows and the teacher's states of them."""
         sigmas, start = walk.on(self.ladder)
-        return fitted(start, sigmas, self.at(rows, bool(start.free)), self.noise[rows], list(targets), ridge)[0]
+        return fitted(start, sigmas, self.at(rows), self.noise[rows], list(targets), ridge)[0]
 
 
 def calibrate(

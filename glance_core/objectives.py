@@ -32,18 +32,18 @@ NO_PROMPT = -1
 # velocity(x, sigma, rows): noise - data (B, ...) at noise levels sigma (B,), for the prompts of these rows of the training set; row -1 is
 # the empty prompt.
 RowVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
-# The same with the prompts and without; the second is None where there is no guidance.
-BothVelocities = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+# The same with the prompts and without, at a step that is guided; the second is None at one that is not.
+BothVelocities = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
 Progressed = Callable[[int], None]
 
 
-def both(velocity: RowVelocity, guided: bool = True) -> BothVelocities:
-    """(x, sigma, rows) -> velocities with and without the prompt, from one that has no guidance; one batch of both. Not guided: the second
-    is None."""
-    if not guided:
-        return lambda x, sigma, rows: (velocity(x, sigma, rows), None)
+def both(velocity: RowVelocity) -> BothVelocities:
+    """(x, sigma, rows, guided) -> velocities with and without the prompt, from one that has no guidance; one batch of both. Not guided: the
+    second is None."""
 
-    def of(x: Tensor, sigma: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    def of(x: Tensor, sigma: Tensor, rows: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
+        if not guided:
+            return velocity(x, sigma, rows), None
         nobody = torch.full_like(rows, NO_PROMPT)
         with_prompt, without = velocity(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([rows, nobody])).chunk(2)
         return with_prompt, without

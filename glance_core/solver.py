@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,14 +26,18 @@ from .errors import ScheduleError
 from .objectives import RowVelocity, both
 from .sampling import Callback
 
-# velocities(x, sigma): noise - data with the prompt, and without it; the second is None where the solver has no guidance.
-Velocities = Callable[[Tensor, float], tuple[Tensor, Tensor | None]]
+# velocities(x, sigma, guided): noise - data with the prompt, and without it; the second is None at a step that is not guided.
+Velocities = Callable[[Tensor, float, bool], tuple[Tensor, Tensor | None]]
 _MANY = 100
 
 
 @dataclass(frozen=True)
 class Solver:
-    """told and keep (n numbers), cond and free (rows of 1, 2, .. n; free empty: no guidance, one forward a step), for ladders of n steps."""
+    """told and keep (n numbers), cond and free (rows of 1, 2, .. n; free empty: no guidance, one forward a step), for ladders of n steps.
+
+    A step whose velocity without the prompt no row of free has a coefficient for is not guided, and costs one forward (compare
+    Kynkaanniemi et al., "Applying guidance in a limited interval", arXiv 2404.07724).
+    """
 
     told: tuple[float, ...]
     keep: tuple[float, ...]
@@ -60,7 +65,12 @@ class Solver:
     @property
     def forwards(self) -> int:
         """Model evaluations per picture."""
-        return self.steps * (2 if self.free else 1)
+        return self.steps + sum(self.guides)
+
+    @cached_property
+    def guides(self) -> tuple[bool, ...]:
+        """Which steps are guided."""
+        return tuple(any(row[j] != 0 for row in self.free[j:]) for j in range(self.steps))
 
     def numbers(self) -> Iterator[float]:
         yield from (*self.told, *self.keep)
@@ -72,10 +82,9 @@ class Solver:
         out = x * self.keep[i]
         for j, weight in enumerate(self.cond[i]):
             out = out + cond[j] * (width * weight)
-        for j, weight in enumerate(self.free[i] if self.free else ()):
-            other = free[j]
-            assert other is not None, "a guided solver needs velocities without the prompt"
-            out = out + other * (width * weight)
+        for weight, other in zip(self.free[i] if self.free else (), free, strict=False):
+            if other is not None:
+                out = out + other * (width * weight)
         return out
 
     def dumps(self) -> str:
@@ -95,7 +104,7 @@ class Solver:
 
 def guided(sigmas: Sequence[float], guidance: float | Sequence[float], coefficient: float = 0.0) -> Solver:
     """The usual walk of a ladder (n + 1 sigmas) as a Solver: classifier-free guidance, one for all steps or one for each, and a share of
-    the second-order correction, as in `sampling.multistep`. guidance 1 everywhere: one forward a step."""
+    the second-order correction, as in `sampling.multistep`. guidance 1: a step of one forward."""
     widths = [after - before for before, after in itertools.pairwise(sigmas)]
     n = len(widths)
     scales = [float(guidance)] * n if isinstance(guidance, (int, float)) else [float(scale) for scale in guidance]
@@ -122,7 +131,7 @@ def solve(solver: Solver, sigmas: Sequence[float], velocities: Velocities, x: Te
         told = sigmas[i] * share
         if callback is not None:
             callback(i, x, told)
-        with_prompt, without = velocities(x, told)
+        with_prompt, without = velocities(x, told, solver.guides[i])
         cond.append(with_prompt)
         free.append(without)
         x = solver.step(i, sigmas[i + 1] - sigmas[i], x, cond, free)
@@ -152,7 +161,7 @@ def fitted(
     cond: list[Tensor] = []
     free: list[Tensor | None] = []
     for i, target in enumerate(targets):
-        with_prompt, without = velocities(x, sigmas[i] * start.told[i])
+        with_prompt, without = velocities(x, sigmas[i] * start.told[i], start.guides[i])
         cond.append(with_prompt)
         free.append(without)
         width = sigmas[i + 1] - sigmas[i]
@@ -168,16 +177,14 @@ def fitted(
     return solver, x
 
 
-def in_batches(
-    velocity: RowVelocity, rows: Tensor, guided: bool, batch: int, tick: Callable[[int], None] | None = None
-) -> Velocities:  # fmt: skip
-    """velocities(x, sigma) of these rows for `solve` and `fitted`, from one that has no guidance; tick(pictures) after every batch."""
-    at_once = both(velocity, guided)
+def in_batches(velocity: RowVelocity, rows: Tensor, batch: int, tick: Callable[[int], None] | None = None) -> Velocities:
+    """Those of these rows for `solve` and `fitted`, from one that has no guidance; tick(pictures) after every batch."""
+    at_once = both(velocity)
 
-    def velocities(x: Tensor, sigma: float) -> tuple[Tensor, Tensor | None]:
+    def velocities(x: Tensor, sigma: float, guided: bool) -> tuple[Tensor, Tensor | None]:
         cond, free = [], []
         for part, own in zip(torch.split(x, batch), torch.split(rows, batch), strict=True):
-            one, other = at_once(part.clone(), part.new_full((len(part),), sigma), own)  # a model may write into its input
+            one, other = at_once(part.clone(), part.new_full((len(part),), sigma), own, guided)  # a model may write into its input
             cond.append(one)
             if other is not None:
                 free.append(other)
@@ -193,12 +200,12 @@ def _product(a: Tensor, b: Tensor) -> float:
 
 
 def _changed(solver: Solver, i: int, change: Sequence[float]) -> Solver:
-    """The solver with step i's numbers moved: what is kept, then the coefficients with the prompt, then those without."""
+    """The solver with step i's numbers moved: what is kept, then the coefficients with the prompt, then those without at guided steps."""
 
     def moved(rows: tuple[tuple[float, ...], ...], by: Sequence[float]) -> tuple[tuple[float, ...], ...]:
         return (*rows[:i], tuple(value + more for value, more in zip(rows[i], by, strict=True)), *rows[i + 1 :])
 
     keep = (*solver.keep[:i], solver.keep[i] + change[0], *solver.keep[i + 1 :])
-    return replace(
-        solver, keep=keep, cond=moved(solver.cond, change[1 : i + 2]), free=moved(solver.free, change[i + 2 :]) if solver.free else ()
-    )
+    left = iter(change[i + 2 :])
+    without = [next(left) if guided else 0.0 for guided in solver.guides[: i + 1]]
+    return replace(solver, keep=keep, cond=moved(solver.cond, change[1 : i + 2]), free=moved(solver.free, without) if solver.free else ())

@@ -112,7 +112,7 @@ class Walks:
         if self.learn == ADAPTERS:
             return self
         rows = torch.arange(min(self.rows, FITTED_ROWS))
-        velocities = in_batches(velocity, rows, bool(self.solver.free), batch, tick)
+        velocities = in_batches(velocity, rows, batch, tick)
         solver, _ = fitted(self.solver, self.sigmas, velocities, self.noise[rows], list(self.targets[:, rows]), RIDGE)
         return replace(self, solver=solver, given=self.solver)
 
@@ -143,7 +143,7 @@ class WalkTrainee:
         }
         self.changed = {phase: changed_forwards(student, layers) if walks.learn != SOLVER else {} for phase, layers in self.layers.items()}
         self.numbers = Numbers(walks.solver, PhaseSchedule(walks.sigmas, slow_steps), student.device)
-        self.velocities = both(student.velocity, bool(walks.solver.free))
+        self.velocities = both(student.velocity)
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
         made: list[dict[str, Any]] = []
@@ -219,7 +219,9 @@ class WalkTrainee:
         told = self.numbers.told_at(i)
         if not self.walks.end_to_end:
             told = told.detach()  # blocks that are run again may take what comes of it in ways that lose a gradient
-        return self.velocities(x.clone(), (told * self.walks.sigmas[i]).expand(len(x)), shown)  # a model may write into its input
+        return self.velocities(
+            x.clone(), (told * self.walks.sigmas[i]).expand(len(x)), shown, self.walks.solver.guides[i]
+        )  # a model may write into its input
 
     def _phase(self, i: int) -> str:
         return SLOW if i < self.slow_steps else FAST

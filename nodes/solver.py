@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import comfy.model_patcher
@@ -34,20 +36,37 @@ def _solved(
     seen: list[Any] = []
 
     def keep(args: dict[str, Any]) -> Any:
-        if solver.free and args["uncond"] is None:
-            raise GlanceError("the pair's solver needs a negative prompt, which this guider has not; use Phase Split Sampler or CFGGuider")
-        seen[:] = args["cond_denoised"], args["uncond_denoised"]
+        seen[:] = args["cond_denoised"], args["uncond_denoised"], args["uncond"]
         return args["denoised"]
 
-    options = comfy.model_patcher.set_model_options_post_cfg_function(options, keep, disable_cfg1_optimization=bool(solver.free))
-    given = {**(extra_args or {}), "model_options": options}
-    mask, steps = given.get("denoise_mask"), itertools.count()
+    given = [
+        {**(extra_args or {}), "model_options": comfy.model_patcher.set_model_options_post_cfg_function(dict(options), keep, guided)}
+        for guided in (False, True)
+    ]
+    mask, steps = given[0].get("denoise_mask"), itertools.count()
 
-    def velocities(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-        denoised = model(x, x.new_full((len(x),), sigma), **given)
+    def velocities(x: torch.Tensor, sigma: float, guided: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with nullcontext() if guided else _without_guidance(model.inner_model):
+            denoised = model(x, x.new_full((len(x),), sigma), **given[guided])
+        if guided and seen[2] is None:
+            raise GlanceError("the pair's solver needs a negative prompt, which this guider has not; use Phase Split Sampler or CFGGuider")
         if callback is not None:
             callback({"x": x, "i": next(steps), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        both = seen if mask is None else [at * mask + model.latent_image * (1 - mask) for at in seen if at is not None]
-        return (x - both[0]) / sigma, (x - both[1]) / sigma if solver.free else None
+        both = [at if mask is None else at * mask + model.latent_image * (1 - mask) for at in seen[: 1 + guided]]
+        return (x - both[0]) / sigma, (x - both[1]) / sigma if guided else None
 
     return solve(solver, ladder, velocities, x)
+
+
+@contextmanager
+def _without_guidance(guider: Any) -> Iterator[None]:
+    """The guider at cfg 1, so that it leaves out the negative prompt."""
+    before = getattr(guider, "cfg", None)
+    if before is None:  # a guider of another kind: it computes what it computes
+        yield
+        return
+    guider.cfg = 1.0
+    try:
+        yield
+    finally:
+        guider.cfg = before

@@ -136,17 +136,19 @@ def _sampled(
     switch = PhaseSwitch(PhaseWeights(phases, host.compute_dtype(plan.model)))
     walks = solver or guided(plan.walked.sigmas, 1.0)  # the guidance is then the host's own
     plain = conditioned.velocity(1.0 if solver else plan.student_cfg, among)
-    velocity = both(plain, bool(walks.free))
+    velocity = both(plain)
     out = []
     with torch.no_grad():
         switch.install(plan.model.model, plan.model.load_device)
         try:
             for batch in rows.split(plan.settings.batch):
 
-                def at(x: torch.Tensor, sigma: float, batch: torch.Tensor = batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+                def at(
+                    x: torch.Tensor, sigma: float, guided: bool, batch: torch.Tensor = batch
+                ) -> tuple[torch.Tensor, torch.Tensor | None]:
                     switch.select(phase_index(sigma, (plan.walked.threshold,)))
                     tick(len(batch))
-                    return velocity(x, x.new_full((len(batch),), sigma), batch)
+                    return velocity(x, x.new_full((len(batch),), sigma), batch, guided)
 
                 out.append(solve(walks, plan.walked.sigmas, at, noise[batch]))
         finally:

@@ -116,14 +116,14 @@ class Painter:
         tick: Ticked | None = None,
     ) -> Tensor:
         """As `paint`, by a solver that has its own guidance."""
-        velocities = both(self.velocity(prompts.slots, 1.0), bool(solver.free))
+        velocities = both(self.velocity(prompts.slots, 1.0))
         painted = []
         for rows in torch.split(torch.arange(len(prompts)), BATCH):
 
-            def at(x: Tensor, sigma: float, rows: Tensor = rows) -> tuple[Tensor, Tensor | None]:
+            def at(x: Tensor, sigma: float, guided: bool, rows: Tensor = rows) -> tuple[Tensor, Tensor | None]:
                 if tick:
                     tick(len(rows))
-                return velocities(x, torch.full((len(rows),), sigma), rows)
+                return velocities(x, torch.full((len(rows),), sigma), rows, guided)
 
             painted.append(unpack(solve(solver, sigmas, at, prompts.noise[rows], callback)))
         return torch.cat(painted)

@@ -157,6 +157,6 @@ def test_both_runs_one_batch_with_the_prompts_and_without():
         asked.append(rows.tolist())
         return x * (rows + 2).reshape(-1, 1)
 
-    cond, free = both(velocity)(torch.ones(2, 1), torch.ones(2), torch.tensor([3, 5]))
+    cond, free = both(velocity)(torch.ones(2, 1), torch.ones(2), torch.tensor([3, 5]), True)
     assert asked == [[3, 5, -1, -1]]
     assert cond.flatten().tolist() == [5, 7] and free.flatten().tolist() == [1, 1]

@@ -13,9 +13,9 @@ from glance_core.solver import Solver, fitted, guided, solve
 SIGMAS = (1.0, 0.9, 0.62, 0.4, 0.15, 0.0)
 
 
-def velocities(x, sigma):
+def velocities(x, sigma, guided=True):
     """Two fields that differ, neither linear."""
-    return torch.sin(2 * x) + sigma, torch.cos(x) * (1 - sigma)
+    return torch.sin(2 * x) + sigma, torch.cos(x) * (1 - sigma) if guided else None
 
 
 def noise(rows=6):
@@ -44,7 +44,12 @@ def test_a_guidance_for_each_step():
     for sigma, after, scale in zip(SIGMAS, SIGMAS[1:], scales, strict=False):
         cond, free = velocities(x, sigma)
         x = x + (after - sigma) * (free + scale * (cond - free))
-    assert torch.allclose(solve(guided(SIGMAS, scales), SIGMAS, velocities, noise()), x, atol=1e-12)
+    solver = guided(SIGMAS, scales)
+    assert torch.allclose(solve(solver, SIGMAS, velocities, noise()), x, atol=1e-12)
+    assert solver.guides == (False, True, True, True, False) and solver.forwards == 8  # a step at guidance 1 costs one forward
+    again, _ = fitted(solver, SIGMAS, velocities, noise(), [noise().flip(1)] * 5)
+    assert again.guides == solver.guides and again != solver
+    assert Solver.loads(again.dumps()).guides == solver.guides
 
 
 def test_one_step_fits_as_numpys_least_squares_do():
@@ -80,7 +85,7 @@ def test_the_more_ridge_the_nearer_to_the_start():
 
 
 def test_without_guidance_there_is_nothing_to_fit_beside_the_prompts_velocity():
-    solver, _ = fitted(guided(SIGMAS, 1), SIGMAS, lambda x, sigma: (velocities(x, sigma)[0], None), noise(), [noise()] * 5)
+    solver, _ = fitted(guided(SIGMAS, 1), SIGMAS, lambda x, sigma, guided: (velocities(x, sigma)[0], None), noise(), [noise()] * 5)
     assert solver.free == () and solver.forwards == 5
 
 

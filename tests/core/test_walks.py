@@ -138,7 +138,7 @@ def test_aimed_gradients_are_those_of_each_step_alone(guidance):
     _, rows, shown = deck().next()
     x, targets = made.walks.noise[rows], made.walks.targets[:, rows]
     cond, free = [], []
-    velocity = both(made.student.velocity) if guidance != 1 else lambda *given: (made.student.velocity(*given), None)
+    velocity = both(made.student.velocity)
     model = made.student.model
     for i in range(4):
         layers = made.layers[SLOW if i < SLOW_STEPS else FAST]
@@ -149,7 +149,7 @@ def test_aimed_gradients_are_those_of_each_step_alone(guidance):
             del module._parameters["weight"]
             module.weight = originals[name] + up @ down
         with torch.autograd.graph.allow_mutation_on_saved_tensors():
-            one, other = velocity(x.clone(), torch.full((3,), 0.97 * SIGMAS[i], dtype=torch.float64), shown)
+            one, other = velocity(x.clone(), torch.full((3,), 0.97 * SIGMAS[i], dtype=torch.float64), shown, guidance != 1)
             after = made.numbers.step(i, SIGMAS[i + 1] - SIGMAS[i], x, [*cond, one], [*free, other])
             ((after - targets[i]).square().mean(1).mean() / (SIGMAS[i + 1] - SIGMAS[i]) ** 2 / 4).backward()
         for name in layers.slots:
@@ -178,7 +178,7 @@ def test_training_brings_whole_walks_nearer_to_the_teacher_and_what_is_given_bac
         try:
             with torch.no_grad():
                 return solve(
-                    solver, SIGMAS, lambda x, sigma: velocity(x, x.new_full((6,), sigma), rows), data.noise,
+                    solver, SIGMAS, lambda x, sigma, guided: velocity(x, x.new_full((6,), sigma), rows, guided), data.noise,
                     lambda step, x, sigma: switch.select(phase_index(sigma, (walked.threshold,))),
                 )  # fmt: skip
         finally:
@@ -261,7 +261,7 @@ def test_walks_begin_with_a_solver_fitted_on_the_base():
 
     def error(solver):
         with torch.no_grad():
-            end = solve(solver, SIGMAS, lambda x, sigma: velocity(x.clone(), x.new_full((6,), sigma), rows), data.noise)
+            end = solve(solver, SIGMAS, lambda x, sigma, guided: velocity(x.clone(), x.new_full((6,), sigma), rows, guided), data.noise)
         return float((end - data.targets[-1]).square().mean())
 
     assert error(begun.solver) < 0.5 * error(data.solver)

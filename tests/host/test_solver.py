@@ -27,15 +27,16 @@ PROMPT = "a large green star left and a small purple ring on striped pink"
 calibration, core_solver, core_schedule = (comfyui.pack_module(f"glance_core.{name}") for name in ("calibration", "solver", "schedule"))
 
 
-def some_solver(guidance=3.0):
-    """Every kind of coefficient, none of them idle."""
+def some_solver(guidance=3.0, plain=()):
+    """Every kind of coefficient, none of them idle; plain: steps (from 0) without guidance."""
     generator = torch.Generator().manual_seed(4)
     solver = guided(build_schedule(tiny.teacher_sigmas(), GLANCE).sigmas, guidance, 0.2)
 
     def moved(values):
         return tuple(value + 0.05 * float(torch.randn((), generator=generator)) for value in values)
 
-    return Solver((1.0, 0.99, 1.0, 0.98, 0.97), moved(solver.keep), tuple(map(moved, solver.cond)), tuple(map(moved, solver.free)))
+    free = tuple(tuple(0.0 if j in plain else value for j, value in enumerate(row)) for row in map(moved, solver.free))
+    return Solver((1.0, 0.99, 1.0, 0.98, 0.97), moved(solver.keep), tuple(map(moved, solver.cond)), free)
 
 
 def settings(solver, split=GLANCE, kind="flux"):
@@ -60,7 +61,7 @@ def sampled(model, cfg=1.0, sampler="auto", denoise=1.0, chosen=None, teacher_st
     return (out - packing.SHIFT) * packing.SCALE
 
 
-@pytest.mark.parametrize("solver", [some_solver(), some_solver(1.0)], ids=["guided", "not guided"])
+@pytest.mark.parametrize("solver", [some_solver(), some_solver(1.0), some_solver(plain=(0, 3))], ids=["guided", "not guided", "partly"])
 @pytest.mark.parametrize("with_pair", [False, True])
 def test_the_hosts_walk_is_the_cores(host_model, solver, with_pair):
     model = node("LoadGlanceLoRA").execute(host_model, *PAIR, 1.0, 1.0).args[0] if with_pair else host_model
@@ -70,7 +71,7 @@ def test_the_hosts_walk_is_the_cores(host_model, solver, with_pair):
     velocity, rows = both(painter.velocity(torch.tensor([parse(PROMPT)] * 2), 1.0)), torch.arange(2)
 
     def run(callback=None):
-        return solve(solver, walked.sigmas, lambda x, sigma: velocity(x, torch.full((2,), sigma), rows), noise, callback)
+        return solve(solver, walked.sigmas, lambda x, sigma, guided: velocity(x, torch.full((2,), sigma), rows, guided), noise, callback)
 
     with torch.no_grad():
         if with_pair:
@@ -81,6 +82,23 @@ def test_the_hosts_walk_is_the_cores(host_model, solver, with_pair):
         else:
             expected = run()
     assert (found - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen-image", "wan", "sd3"])
+@pytest.mark.parametrize("cfg", [1.0, 3.5])
+@pytest.mark.parametrize("own", [1.0, 3.5])
+def test_a_step_without_guidance_costs_one_forward_whatever_the_guider_has(name, own, cfg, node_classes):
+    model = models.build(name)
+    sigmas = scheduler(model, name, 2, 3)
+    steps = core_solver.guided(sigmas.tolist(), [3.0, 1.0, own, 1.0, 2.0])
+    forwards = []
+    model.set_model_unet_function_wrapper(
+        lambda apply, given: forwards.append(len(given["input"])) or apply(given["input"], given["timestep"], **given["c"])
+    )
+    found = host_sample(model, name, sigmas, cfg, comfyui.pack_module("nodes.solver").sampler(steps))
+    assert sum(forwards) == steps.forwards == (7 if own == 1 else 8)
+    again = host_sample(model, name, sigmas, cfg, comfyui.pack_module("nodes.solver").sampler(steps))
+    assert torch.equal(found, again)
 
 
 @pytest.mark.parametrize("name", ["flux", "qwen-image", "wan", "sd3"])

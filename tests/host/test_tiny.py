@@ -172,9 +172,9 @@ def by_the_core(core):
     slow, fast = (read_adapter(tiny.LORA_FOLDER / name) for name in PAIR)
     solver, walked = Solver.loads(slow.trained.solver), build_schedule(tiny.teacher_sigmas(), slow.trained.split)
     noise = torch.randn((4, *tiny.LATENT), generator=torch.manual_seed(0))
-    velocities, rows = both(core.velocity(torch.tensor([parse(PROMPT)] * 4), 1.0), bool(solver.free)), torch.arange(4)
+    velocities, rows = both(core.velocity(torch.tensor([parse(PROMPT)] * 4), 1.0)), torch.arange(4)
     with torch.no_grad(), carrying(core.model, {SLOW: slow.factors, FAST: fast.factors}, walked) as callback:
-        return solve(solver, walked.sigmas, lambda x, sigma: velocities(x, torch.full((4,), sigma), rows), noise, callback)
+        return solve(solver, walked.sigmas, lambda x, sigma, guided: velocities(x, torch.full((4,), sigma), rows, guided), noise, callback)
 
 
 def test_the_shipped_workflow_runs_in_a_server_that_has_no_other_model(tmp_path, node_classes, core):
