@@ -19,11 +19,11 @@ from ..glance_core.draws import History
 from ..glance_core.lora_file import Factor
 from ..glance_core.lora_layers import low_rank_updates
 from ..glance_core.lora_write import write_pair
-from ..glance_core.objectives import END_TO_END, FLOW, FlowMatching, Objective, Trajectories, both, rollout
+from ..glance_core.objectives import END_TO_END, FLOW, FlowMatching, Objective, Trajectories, rollout
 from ..glance_core.parts import Choice, what_helps
 from ..glance_core.phase_switch import PhaseSwitch, PhaseWeights, phase_index
 from ..glance_core.schedule import FAST, SLOW
-from ..glance_core.solver import Solver, guided, solve
+from ..glance_core.solver import Solver, guided, in_batches, solve
 from ..glance_core.teacher import Surrogate, surrogate
 from ..glance_core.trainees import Walks
 from ..glance_core.training import Outcome, Step, train_pair
@@ -136,21 +136,17 @@ def _sampled(
     switch = PhaseSwitch(PhaseWeights(phases, host.compute_dtype(plan.model)))
     walks = solver or guided(plan.walked.sigmas, 1.0)  # the guidance is then the host's own
     plain = conditioned.velocity(1.0 if solver else plan.student_cfg, among)
-    velocity = both(plain)
+
+    def begin(step: int, x: torch.Tensor, sigma: float) -> None:
+        switch.select(phase_index(sigma, (plan.walked.threshold,)))
+
     out = []
     with torch.no_grad():
         switch.install(plan.model.model, plan.model.load_device)
         try:
             for batch in rows.split(plan.settings.batch):
-
-                def at(
-                    x: torch.Tensor, sigma: float, guided: bool, batch: torch.Tensor = batch
-                ) -> tuple[torch.Tensor, torch.Tensor | None]:
-                    switch.select(phase_index(sigma, (plan.walked.threshold,)))
-                    tick(len(batch))
-                    return velocity(x, x.new_full((len(batch),), sigma), batch, guided)
-
-                out.append(solve(walks, plan.walked.sigmas, at, noise[batch]))
+                velocities = in_batches(plain, batch, len(batch), tick)
+                out.append(solve(walks, plan.walked.sigmas, velocities, noise[batch], begin))
         finally:
             switch.remove()
     return torch.cat(out)

@@ -15,11 +15,11 @@ from ..errors import GlanceError
 from ..flux_names import diffusers_slots
 from ..lora_file import Factor
 from ..lora_layers import low_rank_updates
-from ..objectives import NO_PROMPT, RowVelocity, both
+from ..objectives import NO_PROMPT, RowVelocity
 from ..phase_switch import PhaseSwitch, PhaseWeights, phase_index
 from ..schedule import FAST, SLOW, PhaseSchedule
 from ..solver import Solver as Fitted
-from ..solver import solve
+from ..solver import in_batches, solve
 from . import FOLDER, GUIDANCE, LATENT, load_model, load_words, teacher_sigmas
 from .model import Flux
 from .packing import unpack
@@ -95,16 +95,16 @@ class Painter:
     ) -> Tensor:
         """Pictures (n, 3, 32, 32), not clamped. callback(step, x, sigma) before each step; tick(pictures) at each step of a batch."""
         velocity = self.velocity(prompts.slots, guidance)
-        painted = []
-        for rows in torch.split(torch.arange(len(prompts)), BATCH):
 
-            def at(x: Tensor, sigma: float, rows: Tensor = rows) -> Tensor:
+        def walk(rows: Tensor) -> Tensor:
+            def at(x: Tensor, sigma: float) -> Tensor:
                 if tick:
                     tick(len(rows))
                 return velocity(x, torch.full((len(rows),), sigma), rows)
 
-            painted.append(unpack(solver(at, prompts.noise[rows], sigmas, callback)))
-        return torch.cat(painted)
+            return solver(at, prompts.noise[rows], sigmas, callback)
+
+        return _pictures(walk, len(prompts))
 
     @torch.no_grad()
     def solve(
@@ -116,17 +116,17 @@ class Painter:
         tick: Ticked | None = None,
     ) -> Tensor:
         """As `paint`, by a solver that has its own guidance."""
-        velocities = both(self.velocity(prompts.slots, 1.0))
-        painted = []
-        for rows in torch.split(torch.arange(len(prompts)), BATCH):
+        velocity = self.velocity(prompts.slots, 1.0)
 
-            def at(x: Tensor, sigma: float, guided: bool, rows: Tensor = rows) -> tuple[Tensor, Tensor | None]:
-                if tick:
-                    tick(len(rows))
-                return velocities(x, torch.full((len(rows),), sigma), rows, guided)
+        def walk(rows: Tensor) -> Tensor:
+            return solve(solver, sigmas, in_batches(velocity, rows, BATCH, tick), prompts.noise[rows], callback)
 
-            painted.append(unpack(solve(solver, sigmas, at, prompts.noise[rows], callback)))
-        return torch.cat(painted)
+        return _pictures(walk, len(prompts))
+
+
+def _pictures(walk: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    """walk(rows) gives the latents of some rows."""
+    return torch.cat([unpack(walk(rows)) for rows in torch.split(torch.arange(count), BATCH)])
 
 
 @contextmanager
