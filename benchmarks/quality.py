@@ -60,7 +60,9 @@ class Entry:
 
     @property
     def key(self) -> str:
-        walk = [str(self.method.split), self.method.guidance, self.method.coefficient] if self.method else None
+        walk = None
+        if self.method:
+            walk = [str(self.method.split), self.method.guidance, self.method.coefficient, asdict(self.method)["solver"]]
         return json.dumps([self.name, self.prompts, self.seed, asdict(self.settings) if self.settings else None, walk])
 
 
@@ -115,7 +117,7 @@ def entries(seeds: int, prompts: int) -> Iterator[Entry]:
         yield Entry("base, uniform", method=Method("", WALKS[count]["uniform"]))
     yield Entry("base, uniform, second order", method=Method("", WALKS[5]["uniform"], coefficient=1.0))
     for method in searched_walks():
-        yield Entry(f"base, searched{', no guidance' if method.guidance == 1 else ''}", method=method)
+        yield Entry(f"base, searched{_guidance(method)}", method=method)
     for seed in range(seeds):
         yield Entry("calibrated in 60 s", 32, seed)
         yield Entry("the paper's loss, one picture", 1, seed, settings=PairSettings(FLOW, BUDGETS[FLOW][0], seed=seed))
@@ -127,9 +129,18 @@ def entries(seeds: int, prompts: int) -> Iterator[Entry]:
     steps = BUDGETS[END_TO_END][0]
     for learn, name in ((SOLVER, "solver alone"), (ADAPTERS, "adapters alone")):
         yield Entry(f"{END_TO_END}, {name}", prompts, 0, settings=PairSettings(END_TO_END, steps, learn=learn))
-    for walk in (4, 3, 2):
+    for forwards in (8, 6, 5, 4, 3, 2):
         for objective in (END_TO_END, f"{END_TO_END}{FOLD}"):
-            yield Entry(objective, prompts, 0, settings=PairSettings(objective, steps, walk=walk))
+            if forwards <= 5 if objective.endswith(FOLD) else forwards > 2:
+                yield Entry(objective, prompts, 0, settings=PairSettings(objective, steps, forwards=forwards))
+
+
+def _guidance(method: Method) -> str:
+    """Which steps have it, where not all have the same."""
+    if method.solver is None:
+        return "" if method.guidance != 1 else ", no guidance"
+    guided = sum(method.solver.guides)
+    return ", guidance by step" if guided == method.steps else f", {guided} of {method.steps} steps guided"
 
 
 class Bench:

@@ -1,15 +1,15 @@
 """The best few steps of a model without training: which teacher steps to walk, under which guidance, with which coefficients.
 
 A handful of teacher runs is all it needs, and forwards alone. Half of the rows choose, the other half judge what was chosen: ladders,
-guidance and the second-order share by coordinate search from the usual walks; then `solver.fitted` on the winner, kept only if rows that
+guidance and the second-order share by coordinate search from the usual walks, the most promising kind first; then `solver.fitted` on the winner, kept only if rows that
 it was not fitted on come nearer to the teacher.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ from torch import Tensor
 from .errors import ScheduleError
 from .objectives import Progressed, RowVelocity, rollout
 from .schedule import Split, default_boundary
-from .solver import Solver, Velocities, fitted, guided, in_batches, solve
+from .solver import Solver, Velocities, fitted, in_batches, solve
 from .teacher import Nearness, surrogate
 from .verdict import Verdict
+from .walks import Walk, climb, even_walk, kinds, refuse_forwards, starts
 
 RIDGES = (0.1, 0.01, 0.001)
-_MOVES = (-3, -1, 1, 3)
 SEARCHED = 0.85  # of the seconds; the rest is for the fit and for judging
 
 
@@ -37,33 +37,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Walk:
-    """A walk of the base: teacher steps (0-based), guidance (1: none), share of the second-order correction; weights: of each step's
-    guidance, what it adds being multiplied by them (none: all 1)."""
-
-    steps: tuple[int, ...]
-    guidance: float
-    coefficient: float = 0.0
-    weights: tuple[float, ...] = ()
-
-    @property
-    def scales(self) -> tuple[float, ...]:
-        """The guidance of each step."""
-        return tuple(1 + (self.guidance - 1) * weight for weight in self.weights or (1.0,) * len(self.steps))
-
-    def on(self, ladder: Sequence[float]) -> tuple[tuple[float, ...], Solver]:
-        """Its sigmas, and the solver that walks them."""
-        sigmas = (*(ladder[step] for step in self.steps), ladder[-1])
-        return sigmas, guided(sigmas, self.scales, self.coefficient)
-
-
-@dataclass(frozen=True)
 class Calibration:
-    """What was found. verdict: solver beside the uniform walk under the teacher's guidance, on rows that chose nothing; plain: PSNR there
+    """What was found. verdict: solver beside the `even` walk under the teacher's guidance, on rows that chose nothing; plain: PSNR there
     without the fitted coefficients; tried: (walk, dB on the choosing rows) in the order of the search; teacher: the steps it was taught by."""
 
     split: Split
     walk: Walk
+    even: Walk
     solver: Solver
     verdict: Verdict
     plain: Tensor
@@ -131,20 +111,14 @@ def calibrate(
     boundary: int | None = None,
 ) -> Calibration:
     """velocity: without guidance; guided_by(w): under it, for the teacher; noise (n, ...), n at least 4, starts the ladder (T + 1 sigmas);
-    forwards: per picture, the teacher's guidance 1 or not. seconds: after which the search ends, the teacher's runs included. boundary:
+    forwards: per picture; a step under guidance takes two. seconds: after which the search ends, the teacher's runs included. boundary:
     0-based teacher step from which Fast answers. Raises ScheduleError for what leaves nothing to choose.
     """
     began = time.monotonic()
     if len(noise) < 4:
         raise ScheduleError(f"{len(noise)} teacher runs cannot both choose and judge; give at least 4")
     teacher_steps = len(ladder) - 1
-    per_step = 1 if guidance == 1 else 2
-    count = forwards // per_step
-    if forwards % per_step or not 2 <= count <= teacher_steps // 2:
-        raise ScheduleError(
-            f"{forwards} forwards are no walk for this teacher: each step takes {per_step}; give {2 * per_step} to {teacher_steps // 2 * per_step}"
-            f"{' in twos' if per_step == 2 else ''}"
-        )
+    refuse_forwards(forwards, guidance, teacher_steps)
     work = Calibrator(velocity, noise, ladder, nearness, batch, tick)
     work.teach(guided_by(guidance))
     rows = torch.arange(len(noise))
@@ -156,27 +130,22 @@ def calibrate(
             tried[walk] = float(work.near(*walk.on(ladder), choosing).mean())
         return tried[walk]
 
-    uniform = Walk(even_steps(count, teacher_steps), guidance)
-    best = max(_starts(uniform, teacher_steps), key=known)
-    improved = True
+    uniform = even_walk(forwards, guidance, teacher_steps)
     until = began + SEARCHED * seconds
-    while improved and time.monotonic() < until:
-        improved = False
-        for other in _neighbours(best, teacher_steps):
-            if time.monotonic() >= until:
-                break
-            if known(other) > known(best):
-                best, improved = other, True
+    begun = [max(starts(*kind, guidance, teacher_steps), key=known) for kind in kinds(forwards, guidance, teacher_steps)]
+    climbed = [climb(walk, known, teacher_steps, lambda: time.monotonic() < until) for walk in sorted(begun, key=known, reverse=True)]
+    best = max((*climbed, uniform), key=known)
     sigmas, plain = best.on(ladder)
     solver = _fitted_if_better(work, best, choosing, plain)
     start, straight = uniform.on(ladder)
     plainly, evenly = work.near(sigmas, plain, judging), work.near(start, straight, judging)
     near = plainly if solver is plain else work.near(sigmas, solver, judging)
     after = boundary if boundary is not None else default_boundary(teacher_steps)
-    slow = min(max(1, sum(step < after for step in best.steps)), count - 1)
+    slow = min(max(1, sum(step < after for step in best.steps)), len(best.steps) - 1)
     return Calibration(
         Split(best.steps[:slow], best.steps[slow:], teacher_steps),
         best,
+        uniform,
         solver,
         Verdict(near, evenly, f"{len(judging)} runs that chose nothing"),
         plainly,
@@ -184,40 +153,6 @@ def calibrate(
         str(work.surrogate),
         time.monotonic() - began,
     )
-
-
-def even_steps(count: int, teacher_steps: int) -> tuple[int, ...]:
-    """So many teacher steps (0-based), evenly spread from the first."""
-    return tuple(round(i * teacher_steps / count) for i in range(count))
-
-
-def _starts(uniform: Walk, teacher_steps: int) -> Iterator[Walk]:
-    """The usual walks: even steps and steps that grow, under the teacher's guidance and less."""
-    count = len(uniform.steps)
-    growing = tuple(round(teacher_steps * (0.6 * i / count + 0.3 * (i / count) ** 2)) for i in range(count))
-    ladders = [uniform.steps] + ([growing] if len(set(growing)) == count else [])
-    for steps in ladders:
-        for share in (1.0, 0.8, 0.6) if uniform.guidance != 1 else (1.0,):
-            yield Walk(steps, 1 + share * (uniform.guidance - 1), 0.15)
-    yield uniform
-
-
-def _neighbours(walk: Walk, teacher_steps: int) -> Iterator[Walk]:
-    """One knob changed: guidance by an eighth of what it adds, the second-order share, a teacher step by 1 or 3, one step's guidance."""
-    if walk.guidance != 1:
-        for factor in (0.875, 1.125, 0.75, 1.25):
-            yield replace(walk, guidance=1 + (walk.guidance - 1) * factor)
-    for change in (-0.15, 0.15, -0.05, 0.05):
-        yield replace(walk, coefficient=round(walk.coefficient + change, 2))
-    for i in range(1, len(walk.steps)):
-        for move in _MOVES:
-            steps = (*walk.steps[:i], walk.steps[i] + move, *walk.steps[i + 1 :])
-            if all(a < b for a, b in zip(steps, (*steps[1:], teacher_steps), strict=True)):
-                yield replace(walk, steps=steps)
-    if walk.guidance != 1:
-        weights = walk.weights or (1.0,) * len(walk.steps)
-        for i, factor in ((i, factor) for i in range(len(weights)) for factor in (0.85, 1.15)):
-            yield replace(walk, weights=(*weights[:i], weights[i] * factor, *weights[i + 1 :]))
 
 
 def _fitted_if_better(work: Calibrator, walk: Walk, choosing: Tensor, plain: Solver) -> Solver:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .calibration import Calibration, even_steps
+from .calibration import Calibration
 from .loss_plot import COLOURS, FAINT, GAP, HEIGHT, INK, PAPER, WIDTH
 from .schedule import FAST, SLOW
 
@@ -48,8 +48,8 @@ def plot_calibration(found: Calibration, ladder: Sequence[float], title: str) ->
     left, right = half + GAP + 24, WIDTH - 24
     draw.text((left, top - 40), "noise levels (sigma) that are visited, from 1 on the left to 0", INK, small)
     phases = [COLOURS[SLOW]] * len(found.split.slow) + [COLOURS[FAST]] * len(found.split.fast)
-    even = even_steps(len(phases), len(ladder) - 1)
-    for at, (name, steps, colours) in enumerate((("uniform", even, [INK] * len(phases)), ("chosen", found.split.steps, phases))):
+    even = found.even.steps
+    for at, (name, steps, colours) in enumerate((("even", even, [INK] * len(even)), ("chosen", found.split.steps, phases))):
         y = top + 60 + 110 * at
         draw.line([(left, y), (right, y)], FAINT, 2)
         draw.text((left, y - 34), name, INK, small)

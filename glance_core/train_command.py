@@ -37,7 +37,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--noises", type=int, help="runs of the teacher for each prompt (default: so many that there are at least 192)")
     parser.add_argument("--steps", type=int, default=120, help="of each phase (default 120)")
     parser.add_argument(
-        "--walk", type=int, default=5, help="steps that the pair is sampled with, 2 to 5; flow_matching has the paper's 10 (default 5)"
+        "--forwards",
+        type=int,
+        default=0,
+        help="model evaluations a picture of the pair takes (default 10, or 5 where guidance is folded; flow_matching: the paper's 20)",
     )
     parser.add_argument("--learn", choices=("both", "adapters", "solver"), default="both", help="on whole walks (default both)")
     parser.add_argument("--rank", type=int, default=16, help="of the adapters (default 16)")
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     _check_name(options.name)
     settings = PairSettings(
         OBJECTIVE_NAMES[options.objective], options.steps, options.rank, options.alpha, options.learning_rate, options.batch,
-        options.caption_dropout, options.seed, options.save_every, options.walk, options.learn,
+        options.caption_dropout, options.seed, options.save_every, options.forwards, options.learn,
     )  # fmt: skip
     settings.training()
     examples = _examples(options)

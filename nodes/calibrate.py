@@ -8,10 +8,11 @@ import torch
 from comfy_api.latest import io
 
 from ..glance_core.adapter_metadata import Trained
-from ..glance_core.calibration import Calibration, Settings, Walk, calibrate
+from ..glance_core.calibration import Calibration, Settings, calibrate
 from ..glance_core.calibration_plot import plot_calibration
 from ..glance_core.errors import ScheduleError
 from ..glance_core.verdict import latent_psnr
+from ..glance_core.walks import Walk
 from . import host, pair
 from . import student as glue
 from .live import Live, as_image
@@ -37,7 +38,7 @@ class CalibrateGlance(io.ComfyNode):
                 io.Conditioning.Input("negative", optional=True, tooltip="As you sample with; needed where cfg is not 1."),
                 io.Latent.Input("latent_image", tooltip="An empty latent; its size decides the ladder."),
                 io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="The guidance the teacher samples with: Qwen-Image 4, FLUX.1-dev 1, the embedded model 4."),
-                io.Int.Input("forwards", default=10, min=2, max=100, tooltip="Model evaluations a picture may cost. With cfg other than 1 each step takes two."),
+                io.Int.Input("forwards", default=10, min=2, max=100, tooltip="Model evaluations a picture may cost. A step under guidance takes two, one without it one; which steps are guided is chosen too."),
                 io.Float.Input("seconds", default=300.0, min=1.0, max=36000.0, step=1.0, tooltip="After this long the search ends, the teacher's runs included."),
                 io.Combo.Input("schedule", options=host.SCHEDULES, tooltip="The teacher's ladder. auto: what the pair was trained on, else by the model."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="The noise's seed."),

@@ -19,6 +19,7 @@ from ..metrics import psnr
 from ..sampling import euler, multistep
 from ..schedule import Split, build_schedule, parse_steps, split_steps
 from ..solver import Solver
+from ..walks import Walk
 from . import FOLDER, GUIDANCE, MODEL_FILE, teacher_sigmas
 from .packing import unpack
 from .painting import Painter, Prompts, Ticked, carrying
@@ -88,32 +89,34 @@ def calibrated(
 
 
 def searched_walks(path: Path = CONTROL_FILE) -> tuple[Method, ...]:
-    """The bare base's best with so many steps, with guidance and without, that `python -m benchmarks.search` found on prompts no table is
+    """The bare base's best with so many steps of which so many are guided, that `python -m benchmarks.search` found on prompts no table is
     measured on; the nearest to the teacher first. Raises GlanceError if they were searched for other weights than those at hand.
     """
     found = json.loads(path.read_text(encoding="utf-8"))
     if found["model_sha256"] != model_hash():
         raise GlanceError(f"{path.name} was searched for another {MODEL_FILE.name}; search again: python -m benchmarks.search --write")
     return tuple(
-        Method("searched control", parse_steps(walk["steps"]), walk["guidance"], walk["coefficient"])
+        walking(parse_steps(walk["steps"]), walk["guidance"], walk["coefficient"], tuple(walk.get("weights", ())))
         for walk in sorted(found["walks"], key=lambda walk: -walk["psnr"])
     )
 
 
-def searched_walk(steps: int) -> Method:
-    """The best of them with so many steps under guidance. Raises GlanceError where there is none."""
-    found = {method.steps: method for method in searched_walks() if method.guidance != 1}
-    if steps not in found:
-        raise GlanceError(f"{steps} steps were not searched; choose one of {', '.join(map(str, sorted(found)))}")
-    return found[steps]
+def walking(split: Split, guidance: float, coefficient: float, weights: tuple[float, ...] = ()) -> Method:
+    """The bare base on a `walks.Walk`, which its solver walks where not all steps are guided alike."""
+    solver = Walk(split.steps, guidance, coefficient, weights).on(teacher_sigmas())[1] if weights else None
+    return Method("searched control", split, guidance, coefficient, solver=solver)
 
 
-def searched_control(forwards: int = 10, path: Path = CONTROL_FILE) -> Method:
-    """The best of them at so many forwards. Raises GlanceError where there is none."""
-    for method in searched_walks(path):
+def searched_control(forwards: int = 10, guided: bool | None = None, path: Path = CONTROL_FILE) -> Method:
+    """The best of them at so many forwards; guided: of those with one guidance at every step, or of those without any. Raises GlanceError
+    where there is none."""
+    found = [method for method in searched_walks(path) if guided is None or (method.solver is None and (method.guidance != 1) == guided)]
+    for method in found:
         if method.forwards == forwards:
             return method
-    raise GlanceError(f"{path.name} holds no control at {forwards} forwards; search it: python -m benchmarks.search --write")
+    kind = {None: "", True: " with one guidance at every step", False: " without guidance"}[guided]
+    there = ", ".join(str(number) for number in sorted({method.forwards for method in found}))
+    raise GlanceError(f"no walk of {forwards} forwards{kind} was searched (python -m benchmarks.search); choose one of {there}")
 
 
 def model_hash() -> str:

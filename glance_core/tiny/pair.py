@@ -33,7 +33,7 @@ from ..training import Outcome, Step, TrainingSettings, train_pair
 from ..verdict import Verdict
 from . import BASE, GUIDANCE, LADDER, teacher_sigmas
 from .examples import Examples
-from .methods import Method, model_hash, searched_walk
+from .methods import Method, model_hash, searched_control
 from .packing import unpack
 from .painting import BATCH, Painter, draw_prompts, load_references, reference_prompts
 
@@ -57,26 +57,31 @@ VISITED = range(0, TEACHER_STEPS, EVERY)
 _HELD_OUT_SEED = 40_000
 
 
-def way_of(objective: str, steps: int = 5) -> Way:
-    """On the steps that are the bare base's best; walks begin with its guidance and second-order share. Raises GlanceError for a number of
-    steps that was not searched."""
+def way_of(objective: str, forwards: int = 10) -> Way:
+    """On the steps that are the bare base's best at so many forwards; walks begin with its guidance and second-order share. Raises GlanceError
+    for a number of forwards that was not searched."""
     if objective == FLOW:  # as the paper has it: its split, and the plain conditional velocity
         return Way(split_steps(5, 5), 1.0, GUIDANCE, 5e-4, 4)
-    best = searched_walk(steps)
-    if objective in WALKED:
-        sigmas = build_schedule(teacher_sigmas(), best.split).sigmas
-        if objective.endswith(FOLD):
-            return Way(best.split, 1.0, 1.0, 3e-3, start=guided(sigmas, 1.0))
-        return Way(best.split, 1.0, best.guidance, 3e-3, start=guided(sigmas, best.guidance, best.coefficient))
-    # 2.5, 3, 3.5, 4 gain 0.63, 0.92, 0.82, 0.50 dB over the bare base at its best, 2.5 (192 prompts)
-    guidance = 1.0 if objective.endswith(FOLD) else best.guidance + 0.5
-    return Way(best.split, guidance, guidance)
+    if objective.endswith(FOLD):  # the steps of twice as many guided forwards, which is what the student learns to do
+        best, guidance = searched_control(2 * forwards, guided=True), 1.0
+    elif objective in WALKED:
+        best = searched_control(forwards)
+        guidance = best.guidance
+    else:  # 2.5, 3, 3.5, 4 gain 0.63, 0.92, 0.82, 0.50 dB over the bare base at its best, 2.5 (192 prompts)
+        best = searched_control(forwards, guided=True)
+        guidance = best.guidance + 0.5
+    if objective not in WALKED:
+        return Way(best.split, guidance, guidance)
+    sigmas = build_schedule(teacher_sigmas(), best.split).sigmas
+    start = best.solver or guided(sigmas, guidance, 0.0 if guidance == 1 else best.coefficient)
+    return Way(best.split, 1.0, guidance, 3e-3, start=start)
 
 
 @dataclass(frozen=True)
 class PairSettings:
     """steps: of each phase, or of both at once where whole walks are trained; alpha, learning_rate and batch default to the rank and to the
-    objective's own; walk: the steps the pair is sampled with, 10 for flow_matching; learn: adapters, solver or both, on whole walks."""
+    objective's own; forwards: the pair is sampled with, 0 for 10, or 5 where guidance is folded; flow_matching has the paper's 20; learn:
+    adapters, solver or both, on whole walks."""
 
     objective: str = TRAJECTORY
     steps: int = 120
@@ -87,7 +92,7 @@ class PairSettings:
     caption_dropout: float = 0.0
     seed: int = 0
     save_every: int = 0
-    walk: int = 5
+    forwards: int = 0
     learn: str = BOTH
 
     def __post_init__(self) -> None:
@@ -95,7 +100,7 @@ class PairSettings:
 
     @property
     def way(self) -> Way:
-        return way_of(self.objective, self.walk)
+        return way_of(self.objective, self.forwards or (5 if self.objective.endswith(FOLD) else 10))
 
     def training(self) -> TrainingSettings:
         """Raises TrainingError for what cannot be trained with."""

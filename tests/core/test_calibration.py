@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glance_core import calibration as module
-from glance_core.calibration import Calibrator, Walk, calibrate
+from glance_core.calibration import Calibrator, calibrate
 from glance_core.calibration_plot import plot_calibration
 from glance_core.errors import ScheduleError
 from glance_core.loss_plot import HEIGHT, WIDTH
@@ -14,6 +14,7 @@ from glance_core.objectives import NO_PROMPT
 from glance_core.sampling import euler
 from glance_core.schedule import shifted_ladder
 from glance_core.verdict import latent_psnr
+from glance_core.walks import Walk, even_walk, kinds, neighbours, starts
 
 LADDER = shifted_ladder(12, 2.0)
 GUIDANCE = 3.0
@@ -66,7 +67,7 @@ def test_the_search_comes_near_the_best_of_every_setting():
     best = max(near for _, near in result.tried)
     assert best > every - 0.3
     assert dict(result.tried)[result.walk] == best
-    assert len(result.tried) < 250
+    assert len(result.tried) < 600
 
 
 def test_what_it_says_of_the_judging_rows_is_what_sampling_gives():
@@ -104,7 +105,7 @@ def test_the_seconds_end_the_search(monkeypatch):
 
 def test_split_and_forwards():
     result = found(8, boundary=5)
-    assert len(result.split.steps) == 4 and result.solver.forwards == 8 and result.split.teacher_steps == 12
+    assert result.walk.forwards == result.solver.forwards == 8 and result.split.teacher_steps == 12
     assert all(step < 5 for step in result.split.slow) or len(result.split.slow) == 1
     assert result.split.steps == result.walk.steps
 
@@ -125,10 +126,29 @@ def test_ticks_can_end_it():
         found(tick=stop)
 
 
-@pytest.mark.parametrize("forwards, message", [(7, "each step takes 2; give 4 to 12 in twos"), (2, "give 4 to 12"), (14, "give 4 to 12")])
-def test_forwards_that_make_no_walk(forwards, message):
-    with pytest.raises(ScheduleError, match=message):
+@pytest.mark.parametrize("forwards", [1, 13])
+def test_forwards_that_make_no_walk(forwards):
+    with pytest.raises(ScheduleError, match=f"{forwards} forwards are no walk for this teacher; give 2 to 12"):
         found(forwards)
+
+
+@pytest.mark.parametrize("forwards", range(2, 13))
+def test_every_walk_that_is_tried_takes_the_forwards_asked_for(forwards):
+    tried = found(forwards, seconds=0.3).tried
+    assert {walk.forwards for walk, _ in tried} == {forwards}
+    assert all(walk.on(LADDER)[1].forwards == forwards for walk, _ in tried)
+
+
+def test_walks_begin_with_all_steps_guided_or_the_later_ones():
+    assert list(kinds(10, 4.0, 50)) == [(5, 5), (6, 4), (7, 3)]
+    assert list(kinds(3, 4.0, 50)) == [(2, 1), (3, 0)] and list(kinds(4, 1.0, 50)) == [(4, 0)]
+    assert {walk.scales for walk in starts(6, 4, 3.0, 50)} == {(1, 1, *[scale] * 4) for scale in (2.6, 2.0)}
+    assert even_walk(5, 3.0, 12).scales == (1, 3, 3) and even_walk(4, 3.0, 12).scales == (3, 3)
+
+
+def test_guidance_moves_to_the_step_beside():
+    found = {walk.weights for walk in neighbours(Walk((0, 4, 8), 3.0, 0.1, (0.0, 1.0, 0.0)), 12)}
+    assert {(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.85, 0.0)} <= found
 
 
 def test_too_few_runs():

@@ -91,7 +91,7 @@ def test_without_guidance_there_is_nothing_to_fit_beside_the_prompts_velocity():
 
 def test_what_is_told_to_the_model_is_a_share_of_the_ladders_sigma():
     solver, seen = Solver((1.0, 0.9), (1.0, 1.0), ((1.0,), (0.0, 1.0))), []
-    solve(solver, (0.8, 0.4, 0.0), lambda x, sigma: (seen.append(sigma) or x, None), noise())
+    solve(solver, (0.8, 0.4, 0.0), lambda x, sigma, guided: (seen.append(sigma) or x, None), noise())
     assert seen == pytest.approx([0.8, 0.36])
 
 

@@ -23,7 +23,7 @@ from glance_core.schedule import FAST, SLOW, build_schedule
 from glance_core.solver import Solver
 from glance_core.tiny import painting
 from glance_core.tiny.evaluator import judge, read
-from glance_core.tiny.methods import GLANCE, GLANCE_GUIDANCE, Method, searched_control, searched_walk
+from glance_core.tiny.methods import GLANCE, GLANCE_GUIDANCE, Method, searched_control
 from glance_core.tiny.pair import PairSettings, write
 from glance_core.tiny.train_evaluator import accuracy
 from glance_core.tiny.words import caption
@@ -118,12 +118,12 @@ def test_the_searched_control_is_that_of_the_shipped_weights(tmp_path):
     other = tmp_path / "control.json"
     other.write_text('{"model_sha256": "0", "walks": [{"steps": "1,2|3", "guidance": 1, "coefficient": 0, "psnr": 20}]}')
     with pytest.raises(GlanceError, match=r"searched for another glance_tiny_flux.safetensors; search again"):
-        searched_control(10, other)
-    with pytest.raises(GlanceError, match=r"holds no control at 7 forwards; search it: python -m benchmarks\.search"):
-        searched_control(7)
-    with pytest.raises(GlanceError, match=r"7 steps were not searched; choose one of .*5"):
-        searched_walk(7)
-    assert searched_walk(5).split == GLANCE
+        searched_control(10, path=other)
+    with pytest.raises(
+        GlanceError, match=r"no walk of 7 forwards with one guidance at every step was searched .*; choose one of 4, 6, 8, 10"
+    ):
+        searched_control(7, guided=True)
+    assert searched_control(10, guided=True).split == GLANCE
 
 
 def test_a_method_that_needs_a_pair_says_so(painter):
