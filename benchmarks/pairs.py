@@ -3,7 +3,7 @@ the paper's loss on one picture. ± is one standard error over prompts; gain is 
 another objective alone, to the searched control.
 
     python -m benchmarks.pairs [--json] [--seeds 3] [--prompts 16] [--judged 1024]
-    python -m benchmarks.pairs --objective "end to end" --prompts 64 --noises 6 --steps 260
+    python -m benchmarks.pairs --objective "end to end" --prompts 64 --runs 384 --steps 240
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[Row, float | None]]:
         control = None
         for method, own in methods(objective, settings, options.prompts):
             begun = time.monotonic()
-            done = train(painter, own, examples(own, options.prompts, options.noises)) if own else None
+            done = train(painter, own, examples(own, options.prompts, -(-options.runs // options.prompts))) if own else None
             trained = time.monotonic() - begun if own else None
             if own and done:
                 method = sampled(own, done, method.name)
@@ -61,7 +61,7 @@ def methods(objective: str, settings: list[PairSettings], prompts: int) -> list[
     return [(method, None) for method in bare] + [(Method(f"{name}, seed {own.seed}", way.split, way.guidance), own) for own in settings]
 
 
-def examples(settings: PairSettings, prompts: int, noises: int | None) -> Examples:
+def examples(settings: PairSettings, prompts: int, noises: int) -> Examples:
     """Prompts of the training world with noise for the teacher, or one of its pictures with its caption, by the seed."""
     if settings.objective != FLOW:
         return with_noise(drawn(prompts, settings.seed), settings.seed, noises)
@@ -76,9 +76,9 @@ def main() -> int:
         "--objective", choices=OBJECTIVES[:-1], default=TRAJECTORY, help="(default trajectory, with the paper's loss beside it)"
     )
     parser.add_argument("--prompts", type=int, default=16, help="to learn from (default 16)")
-    parser.add_argument("--noises", type=int, help="for each prompt (default: so many that there are at least 192 runs of the teacher)")
+    parser.add_argument("--runs", type=int, default=160, help="of the teacher to learn from, shared among the prompts (default 160)")
     parser.add_argument("--judged", type=int, default=1024, help="unseen prompts (default 1024)")
-    parser.add_argument("--steps", type=int, default=60, help="of each phase; of both at once on whole walks (default 60)")
+    parser.add_argument("--steps", type=int, default=50, help="of each phase; of both at once on whole walks (default 50)")
     options = parser.parse_args()
     keep_freed_memory()
     try:
