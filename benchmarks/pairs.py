@@ -36,7 +36,7 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[Row, float | None]]:
         control = None
         for method, own in methods(objective, settings, options.prompts):
             begun = time.monotonic()
-            done = train(painter, own, examples(own, options.prompts, -(-options.runs // options.prompts))) if own else None
+            done = train(painter, own, examples(own, options.prompts, options.runs)) if own else None
             trained = time.monotonic() - begun if own else None
             if own and done:
                 method = sampled(own, done, method.name)
@@ -61,10 +61,10 @@ def methods(objective: str, settings: list[PairSettings], prompts: int) -> list[
     return [(method, None) for method in bare] + [(Method(f"{name}, seed {own.seed}", way.split, way.guidance), own) for own in settings]
 
 
-def examples(settings: PairSettings, prompts: int, noises: int) -> Examples:
-    """Prompts of the training world with noise for the teacher, or one of its pictures with its caption, by the seed."""
+def examples(settings: PairSettings, prompts: int, runs: int) -> Examples:
+    """Prompts of the training world with noise for at least so many runs of the teacher, or one of its pictures with its caption, by the seed."""
     if settings.objective != FLOW:
-        return with_noise(drawn(prompts, settings.seed), settings.seed, noises)
+        return with_noise(drawn(prompts, settings.seed), settings.seed, -(-runs // prompts))
     return own_picture(settings.seed)
 
 

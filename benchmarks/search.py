@@ -67,7 +67,7 @@ class Search:
         return float(psnr(method.paint(self.painter, self.prompts), self.teacher).mean())
 
     def best(self, steps: int, guides: int) -> dict[str, object]:
-        """One knob at a time from the best of the usual walks, until nothing helps or the rounds are over."""
+        """One knob at a time from the best of the usual walks, until nothing helps or TRIES are over."""
         known: dict[Walk, float] = {}
 
         def near(walk: Walk) -> float:

@@ -67,7 +67,7 @@ def test_the_search_comes_near_the_best_of_every_setting():
     best = max(near for _, near in result.tried)
     assert best > every - 0.3
     assert dict(result.tried)[result.walk] == best
-    assert len(result.tried) < 600
+    assert len(result.tried) < 400
 
 
 def test_what_it_says_of_the_judging_rows_is_what_sampling_gives():
