@@ -9,20 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from glance_core.errors import GlanceError
 from glance_core.memory import keep_freed_memory
 from glance_core.metrics import psnr
 from glance_core.progress import Progress
-from glance_core.schedule import TEACHER_STEPS, Split
+from glance_core.schedule import TEACHER_STEPS, Split, parse_steps
 from glance_core.tiny import GUIDANCE, teacher_sigmas
-from glance_core.tiny.methods import CONTROL_FILE, Method, model_hash
+from glance_core.tiny.methods import CONTROL_FILE, model_hash, walk_of, walking
 from glance_core.tiny.painting import Painter, draw_prompts
 from glance_core.walks import Walk, climb, starts
 
 PROMPTS, SEED = 48, 4242
-# (steps, guided ones): every step guided, as samplers do; some; none.
-KINDS = ((2, 2), (3, 3), (4, 4), (5, 5), (2, 1), (3, 1), (3, 2), (4, 1), (4, 2), (5, 3), (6, 4), (7, 3), (2, 0), (3, 0), (4, 0), (5, 0))
+# (steps, guided ones): every step guided alike, as samplers do; some, each by its own guidance; none.
+KINDS = ((2, 2), (3, 3), (4, 4), (5, 5), (10, 10), (2, 1), (3, 1), (3, 2), (4, 2), (5, 3), (6, 4), (7, 3), (2, 0), (3, 0), (4, 0), (5, 0))
 TRIES = 300
 
 
@@ -63,11 +65,10 @@ class Search:
 
     def near(self, walk: Walk) -> float:
         """Mean PSNR to the teacher, in dB."""
-        method = Method("", split(walk.steps), solver=walk.on(teacher_sigmas())[1])
-        return float(psnr(method.paint(self.painter, self.prompts), self.teacher).mean())
+        return float(psnr(walking(walk, split(walk.steps)).paint(self.painter, self.prompts), self.teacher).mean())
 
-    def best(self, steps: int, guides: int) -> dict[str, object]:
-        """One knob at a time from the best of the usual walks, until nothing helps or TRIES are over."""
+    def best(self, steps: int, guides: int) -> dict[str, Any]:
+        """One knob at a time from the best of the usual walks and of what control.json holds, until nothing helps or TRIES are over."""
         known: dict[Walk, float] = {}
 
         def near(walk: Walk) -> float:
@@ -81,7 +82,8 @@ class Search:
                 bar.step(f"{max(known.values()):.2f} dB", len(known) - bar.done)
                 return len(known) < TRIES
 
-            best = climb(max(starts(steps, guides, GUIDANCE, TEACHER_STEPS), key=near), near, TEACHER_STEPS, goes_on)
+            begun = max((*starts(steps, guides, GUIDANCE, TEACHER_STEPS), *held(steps, guides)), key=near)
+            best = climb(begun, near, TEACHER_STEPS, goes_on, alike=guides == steps)
         weights = {"weights": [round(weight, 4) for weight in best.weights]} if best.weights else {}
         return {"forwards": best.forwards, "steps": str(split(best.steps)), "guidance": round(best.guidance, 4),
                 "coefficient": best.coefficient, **weights, "psnr": round(near(best), 3), "tried": len(known)}  # fmt: skip
@@ -93,19 +95,29 @@ def split(steps: tuple[int, ...]) -> Split:
     return Split(steps[:slow], steps[slow:])
 
 
-def store(found: dict[str, object]) -> None:
-    held = json.loads(CONTROL_FILE.read_text(encoding="utf-8"))
-    if held["model_sha256"] != model_hash() or held["prompts"] != PROMPTS:
-        held = {"model_sha256": model_hash(), "prompts": PROMPTS, "walks": []}
+def held(steps: int, guides: int) -> Iterator[Walk]:
+    """Of control.json, where it is for these weights: the walk of so many steps of which so many are guided."""
+    for entry in _walks():
+        if _kind(entry) == (steps, steps + guides):
+            yield walk_of(entry)
 
-    def kind(entry: dict[str, object]) -> tuple[int, int]:
-        return str(entry["steps"]).count(",") + 2, int(str(entry["forwards"]))
 
-    walks = {kind(entry): entry for entry in (*held["walks"], found)}
-    held["walks"] = [walks[key] for key in sorted(walks)]
-    lines = ",\n  ".join(json.dumps(entry) for entry in held.pop("walks"))
-    text = json.dumps(held, indent=1)[:-2] + f',\n "walks": [\n  {lines}\n ]\n}}\n'
+def store(found: dict[str, Any]) -> None:
+    walks = {_kind(entry): entry for entry in (*_walks(), found)}
+    lines = ",\n  ".join(json.dumps(walks[kind]) for kind in sorted(walks))
+    text = json.dumps({"model_sha256": model_hash(), "prompts": PROMPTS}, indent=1)[:-2] + f',\n "walks": [\n  {lines}\n ]\n}}\n'
     CONTROL_FILE.write_text(text, encoding="utf-8")
+
+
+def _walks() -> list[dict[str, Any]]:
+    found = json.loads(CONTROL_FILE.read_text(encoding="utf-8"))
+    ours = found["model_sha256"] == model_hash() and found["prompts"] == PROMPTS
+    return list(found["walks"]) if ours else []
+
+
+def _kind(entry: dict[str, Any]) -> tuple[int, int]:
+    """Steps and forwards."""
+    return len(parse_steps(str(entry["steps"])).steps), int(entry["forwards"])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from .errors import ScheduleError
 from .solver import Solver, guided
 
-_MOVES = (-3, -1, 1, 3)
+_MOVES = (3, -3, 1, -1)
 
 
 @dataclass(frozen=True)
@@ -86,20 +86,20 @@ def weights(count: int, guides: int) -> tuple[float, ...]:
     return () if guides == count else tuple(float(first <= i < first + guides) for i in range(count))
 
 
-def neighbours(walk: Walk, teacher_steps: int) -> Iterator[Walk]:
-    """One knob changed: guidance by an eighth of what it adds, the second-order share, a teacher step by 1 or 3, one step's guidance; or the
-    guidance moved to the step beside. The number of forwards stays."""
+def neighbours(walk: Walk, teacher_steps: int, alike: bool = False) -> Iterator[Walk]:
+    """One knob changed: a teacher step by 1 or 3, guidance by an eighth of what it adds, the second-order share, one step's guidance; or the
+    guidance moved to the step beside. The number of forwards stays. alike: no step's guidance by itself."""
+    for i in range(len(walk.steps) - 1, 0, -1):
+        for move in _MOVES:
+            steps = (*walk.steps[:i], walk.steps[i] + move, *walk.steps[i + 1 :])
+            if all(a < b for a, b in zip(steps, (*steps[1:], teacher_steps), strict=True)):
+                yield replace(walk, steps=steps)
     if walk.guidance != 1:
         for factor in (0.875, 1.125, 0.75, 1.25):
             yield replace(walk, guidance=1 + (walk.guidance - 1) * factor)
     for change in (-0.15, 0.15, -0.05, 0.05):
         yield replace(walk, coefficient=round(walk.coefficient + change, 2))
-    for i in range(1, len(walk.steps)):
-        for move in _MOVES:
-            steps = (*walk.steps[:i], walk.steps[i] + move, *walk.steps[i + 1 :])
-            if all(a < b for a, b in zip(steps, (*steps[1:], teacher_steps), strict=True)):
-                yield replace(walk, steps=steps)
-    if walk.guidance == 1:
+    if walk.guidance == 1 or alike:
         return
     each = walk.weights or (1.0,) * len(walk.steps)
     for i in range(len(each) - 1):
@@ -109,14 +109,17 @@ def neighbours(walk: Walk, teacher_steps: int) -> Iterator[Walk]:
         yield replace(walk, weights=(*each[:i], each[i] * factor, *each[i + 1 :]))
 
 
-def climb(walk: Walk, near: Callable[[Walk], float], teacher_steps: int, goes_on: Callable[[], bool]) -> Walk:
-    """One knob at a time, until nothing brings it nearer or `goes_on` says no."""
-    improved = True
-    while improved:
-        improved = False
-        for other in neighbours(walk, teacher_steps):
-            if not goes_on():
-                return walk
-            if near(other) > near(walk):
-                walk, improved = other, True
+def climb(walk: Walk, near: Callable[[Walk], float], teacher_steps: int, goes_on: Callable[[], bool], alike: bool = False) -> Walk:
+    """One knob at a time and from every walk that is nearer on, a knob that helped first; until none does, or `goes_on` says no."""
+    moves, at = list(neighbours(walk, teacher_steps, alike)), 0
+    left = len(moves)
+    while left:
+        if not goes_on():
+            return walk
+        other = moves[at % len(moves)]
+        if near(other) > near(walk):
+            walk, moves = other, list(neighbours(other, teacher_steps, alike))
+            left = len(moves)
+        else:
+            at, left = at + 1, left - 1
     return walk
