@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .errors import GlanceError
+from .errors import GlanceError, TrainingError
 from .sampling import euler, multistep
 
 FOLD = ", fold guidance"
@@ -49,6 +49,16 @@ def both(velocity: RowVelocity) -> BothVelocities:
         return with_prompt, without
 
     return of
+
+
+def refuse_learning(objective: str, learn: str) -> None:
+    """Raises TrainingError for an objective that there is not, or that cannot learn only this."""
+    if objective not in OBJECTIVES:
+        raise TrainingError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}")
+    if learn not in LEARN:
+        raise TrainingError(f"learn is {learn!r}; choose one of {', '.join(LEARN)}")
+    if learn != BOTH and objective not in WALKED:
+        raise TrainingError(f"learn is {learn}, and {objective} has no solver to learn; choose {' or '.join(WALKED)}")
 
 
 class Objective(Protocol):

@@ -25,17 +25,17 @@ MOST_HELD_OUT = 10_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--objective", choices=OBJECTIVE_NAMES, default="trajectory",
-                        help="trajectory: the teacher's own path, from prompts alone; aimed and end_to_end: the student's own walks beside the teacher's, "
-                        "with a solver of its own; ..fold_guidance: the same in half the forwards; "
-                        "flow_matching: the paper's loss on one picture (default trajectory)")  # fmt: skip
+    parser.add_argument("--objective", choices=OBJECTIVE_NAMES, default="end_to_end",
+                        help="end_to_end and aimed: the student's own walks beside the teacher's, with a solver of its own, the second in the memory "
+                        "of one step; trajectory: single steps of the teacher's path; ..fold_guidance: the same in half the forwards; "
+                        "flow_matching: the paper's loss on one picture (default end_to_end)")  # fmt: skip
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help=f"a text file with one caption per line (default: {PROMPTS} drawn ones)"
     )
     parser.add_argument("--caption", metavar="TEXT", help="the only prompt, or what is on the picture")
     parser.add_argument("--image", type=Path, metavar="FILE", help="the picture, for flow_matching")
     parser.add_argument("--noises", type=int, help="runs of the teacher for each prompt (default: so many that there are at least 192)")
-    parser.add_argument("--steps", type=int, default=120, help="of each phase (default 120)")
+    parser.add_argument("--steps", type=int, default=120, help="of each phase, or of both at once on whole walks (default 120)")
     parser.add_argument(
         "--forwards",
         type=int,

@@ -16,10 +16,9 @@ from ..glance_core.errors import TrainingError
 from ..glance_core.lora_layers import Lora
 from ..glance_core.lora_write import new_folder
 from ..glance_core.loss_plot import plot_losses
-from ..glance_core.objectives import BOTH, END_TO_END, FLOW, LEARN, OBJECTIVES
+from ..glance_core.objectives import AIMED, BOTH, END_TO_END, FLOW, LEARN, OBJECTIVES, refuse_learning
 from ..glance_core.run_files import run_files
 from ..glance_core.schedule import build_schedule
-from ..glance_core.trainees import refuse_learning
 from ..glance_core.training import TrainingSettings
 from . import host, pair
 from . import student as glue
@@ -55,12 +54,12 @@ class TrainGlanceAdapter(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to accelerate, without a Glance pair on it."),
-                io.Latent.Input("latent", tooltip="flow_matching: the encoded picture or pictures. trajectory: an empty latent; only its size counts."),
+                io.Latent.Input("latent", tooltip="flow_matching: the encoded picture or pictures. all others: an empty latent; only its size counts."),
                 io.Conditioning.Input("positive", tooltip="The caption of the picture, or the prompts (each entry of a combined conditioning is one)."),
                 io.Conditioning.Input("negative", optional=True, tooltip="As you sample with; needed where cfg is not 1. Dropped captions see it."),
                 io.Conditioning.Input("check_prompts", optional=True, tooltip="Prompts to judge the pair on, kept out of training. Without: the training prompts from unseen noise."),
-                io.Combo.Input("objective", options=list(OBJECTIVES), tooltip="trajectory: towards the teacher's own path, from prompts alone. aimed: the same from where the student's own steps lead, with a solver of its own. "
-                               "end to end: through all steps at once, for small models. fold guidance: the pair then samples at cfg 1. "
+                io.Combo.Input("objective", options=list(OBJECTIVES), default=AIMED, tooltip="aimed: each step from where the student's own steps lead towards the teacher, from prompts alone, with a solver of its own. "
+                               "end to end: the same through all steps at once, for small models. trajectory: single steps of the teacher's path. fold guidance: the pair then samples at cfg 1. "
                                "flow_matching: the paper's loss on your picture; on the embedded model it makes things worse, see the README."),
                 *schedule_inputs(),
                 io.Int.Input("steps", default=0, min=0, max=100_000, tooltip=auto("Training steps of each phase; of both at once for aimed and end to end.")),
@@ -137,7 +136,7 @@ def _plan(model: Any, latent: list[Any], positive: list[Any], negative: list[Any
     if objective == FLOW:
         if not torch.count_nonzero(latents):
             raise TrainingError(
-                "flow_matching needs a picture, and latent is empty; wire VAE Encode, or choose trajectory, which needs prompts alone"
+                "flow_matching needs a picture, and latent is empty; wire VAE Encode, or choose aimed, which needs prompts alone"
             )
         if len(positive) not in (1, len(latents)):
             raise TrainingError(

@@ -19,7 +19,7 @@ from ..lora_file import read_adapter
 from ..lora_layers import Lora, Slot
 from ..lora_write import PAIR_ENDS, new_folder, write_adapter, write_pair
 from ..metrics import psnr
-from ..objectives import BOTH, END_TO_END, FLOW, FOLD, TRAJECTORY, WALKED, FlowMatching, Objective, Trajectories, rollout
+from ..objectives import BOTH, END_TO_END, FLOW, FOLD, TRAJECTORY, WALKED, FlowMatching, Objective, Trajectories, refuse_learning, rollout
 from ..parts import Choice, what_helps
 from ..progress import Progress
 from ..run_files import RunFiles
@@ -28,7 +28,7 @@ from ..solver import Solver, guided
 from ..student import Student
 from ..targets import TINY, chosen
 from ..teacher import EVERY
-from ..trainees import Walks, refuse_learning
+from ..trainees import Walks
 from ..training import Outcome, Step, TrainingSettings, train_pair
 from ..verdict import Verdict
 from . import BASE, GUIDANCE, LADDER, teacher_sigmas

@@ -49,6 +49,8 @@ def begin(forked, prompts, folder):
         "train",
         "--prompts",
         prompts,
+        "--objective",
+        "trajectory",
         "--noises",
         1,
         "--steps",

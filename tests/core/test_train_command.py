@@ -31,7 +31,7 @@ from glance_core.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
 CAPTION = "a small red star left and a large blue ring on striped black"
-QUICK = ["--steps", "3", "--batch", "2", "--judged", "3", "--save-every", "1", "--held-out", "0", "--json"]
+QUICK = ["--objective", "trajectory", "--steps", "3", "--batch", "2", "--judged", "3", "--save-every", "1", "--held-out", "0", "--json"]
 ONE = ["--caption", CAPTION, "--noises", "2"]
 
 
