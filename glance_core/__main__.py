@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seconds", type=float, default=60, help="how long to train, on two cores (default 60)")
     demo.add_argument("--out", type=Path, default=Path("glance_demo"), help="folder for the picture and the pair (default glance_demo)")
     demo.add_argument("--seed", type=int, default=0, help="two runs with one seed give the same numbers (default 0)")
+    demo.add_argument("--judged", type=int, default=256, metavar="N", help="unseen prompts to compare on (default 256)")
     demo.add_argument("--json", action="store_true", help="print JSON")
     demo.set_defaults(run=_demo)
 
@@ -79,7 +80,7 @@ def _demo(options: argparse.Namespace) -> None:
     _need_packages("the demo")
     from .demo import demo
 
-    print(demo(options.seconds, options.out, options.seed, as_text=not options.json))
+    print(demo(options.seconds, options.out, options.seed, options.judged, as_text=not options.json))
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -21,23 +21,25 @@ from .solver import Solver
 from .tiny import load_evaluator
 from .tiny.examples import drawn, with_noise
 from .tiny.judging import Judge, Row, as_json, table
-from .tiny.methods import GLANCE, GLANCE_GUIDANCE, WALKS, Method, searched_control
-from .tiny.painting import Painter, Prompts, load_references, reference_prompts
+from .tiny.methods import WALKS, Method, searched_control
+from .tiny.painting import REFERENCES, Painter, Prompts, load_references, reference_prompts
 from .tiny.pair import PairSettings, sampled, train, write
 from .tiny.words import caption
 
-JUDGED, SHOWN, PROMPTS = 256, 8, 64
+SHOWN, PROMPTS = 8, 64
 # Of the teacher and of training, on two cores; counts, not a clock, end both, so that a seed gives the same numbers anywhere.
 RUNS_PER_SECOND, STEPS_PER_SECOND = 6.5, 1.0
 
 
-def demo(seconds: float, out: Path, seed: int = 0, as_text: bool = True) -> str:
+def demo(seconds: float, out: Path, seed: int = 0, judged: int = 256, as_text: bool = True) -> str:
     """Train, paint and judge; write the pair and a picture into `out` under new names; return the table and what belongs to it."""
     started = time.monotonic()
     if not 2 <= seconds <= 36_000:
         raise GlanceError(f"--seconds is {seconds:g}; give 2 to 36000")
     if not 0 <= seed < 2**31:
         raise GlanceError(f"--seed is {seed}; give 0 to {2**31 - 1}")
+    if not 32 <= judged <= REFERENCES:
+        raise GlanceError(f"--judged is {judged}; give 32 to {REFERENCES}")
     new_folder(out)
     keep_freed_memory()
     painter = Painter()
@@ -51,10 +53,10 @@ def demo(seconds: float, out: Path, seed: int = 0, as_text: bool = True) -> str:
     slow, fast = (read_adapter(path) for path in files)  # what is judged is what was written
     check_pair(slow, fast)
 
-    prompts, teacher = reference_prompts(JUDGED), load_references(JUDGED)
+    prompts, teacher = reference_prompts(judged), load_references(judged)
     methods = (
         Method("base, uniform", WALKS[5]["uniform"]),
-        Method("base, Glance's steps", GLANCE, GLANCE_GUIDANCE),
+        replace(searched_control(guided=True), name="searched, all guided"),
         searched_control(),
         replace(sampled(settings, done, "Glance"), solver=Solver.loads(slow.trained.solver or "")),
     )
@@ -66,7 +68,7 @@ def demo(seconds: float, out: Path, seed: int = 0, as_text: bool = True) -> str:
         return as_json(rows, seed=seed, trained_seconds=trained, seconds=total, picture=str(picture), pair=[str(path) for path in files])
     return "\n".join([
         table(rows), "",
-        f"{JUDGED} prompts, each with a colour and shape never seen together in training; the same noise for every method.",
+        f"{judged} prompts, each with a colour and shape never seen together in training; the same noise for every method.",
         "PSNR and FD are to the teacher's pictures, gain is PSNR paired to the searched control's; ± is one standard error.",
         f"The pair was trained here in {trained:.0f} s, on {prompts_taught} other prompts and no picture; {total:.0f} s in all.",
         f"pair     {files[0]}", f"         {files[1]}", f"picture  {picture}",

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -25,8 +27,6 @@ from .packing import unpack
 from .painting import Painter, Prompts, Ticked, carrying
 
 CONTROL_FILE = FOLDER / "control.json"
-# The ladder and guidance of the searched control (control.json) without its second-order term: the pair starts where the base is best.
-GLANCE, GLANCE_GUIDANCE = Split((0, 8), (20, 30, 40)), 2.5
 WALKS = {  # steps -> ladders; phase-aware: more of the steps early, as the paper has it
     10: {"uniform": Split((0, 5), tuple(range(10, 50, 5))), "phase-aware": split_steps(5, 5)},
     5: {"uniform": Split((0, 10), (20, 30, 40)), "phase-aware": Split((0, 5), (10, 24, 37))},
@@ -64,11 +64,11 @@ class Method:
         if self.with_pair and pair is None:
             raise GlanceError(f"{self.name} needs a pair")
         walked = build_schedule(teacher_sigmas(), self.split)
-        per_step = self.forwards // self.steps
+        guided = cycle(self.solver.guides if self.solver is not None else (self.guidance != 1,) * self.steps)
 
         def step(count: int) -> None:
             if tick:
-                tick(per_step * count)
+                tick((2 if next(guided) else 1) * count)
 
         solver = partial(multistep, coefficient=self.coefficient) if self.coefficient else euler
         with carrying(painter.model, pair, walked) if self.with_pair and pair else nullcontext() as callback:
@@ -95,16 +95,19 @@ def searched_walks(path: Path = CONTROL_FILE) -> tuple[Method, ...]:
     found = json.loads(path.read_text(encoding="utf-8"))
     if found["model_sha256"] != model_hash():
         raise GlanceError(f"{path.name} was searched for another {MODEL_FILE.name}; search again: python -m benchmarks.search --write")
-    return tuple(
-        walking(parse_steps(walk["steps"]), walk["guidance"], walk["coefficient"], tuple(walk.get("weights", ())))
-        for walk in sorted(found["walks"], key=lambda walk: -walk["psnr"])
-    )
+    best = sorted(found["walks"], key=lambda entry: -entry["psnr"])
+    return tuple(walking(walk_of(entry), parse_steps(entry["steps"])) for entry in best)
 
 
-def walking(split: Split, guidance: float, coefficient: float, weights: tuple[float, ...] = ()) -> Method:
-    """The bare base on a `walks.Walk`, which its solver walks where not all steps are guided alike."""
-    solver = Walk(split.steps, guidance, coefficient, weights).on(teacher_sigmas())[1] if weights else None
-    return Method("searched control", split, guidance, coefficient, solver=solver)
+def walk_of(entry: Mapping[str, Any]) -> Walk:
+    """That of an entry of control.json."""
+    return Walk(parse_steps(entry["steps"]).steps, entry["guidance"], entry["coefficient"], tuple(entry.get("weights", ())))
+
+
+def walking(walk: Walk, split: Split) -> Method:
+    """The bare base on a walk, as its solver where not all steps are guided alike."""
+    solver = walk.on(teacher_sigmas())[1] if walk.weights else None
+    return Method("searched control", split, walk.guidance, walk.coefficient, solver=solver)
 
 
 def searched_control(forwards: int = 10, guided: bool | None = None, path: Path = CONTROL_FILE) -> Method:

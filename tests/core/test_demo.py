@@ -14,14 +14,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def _demo(out, *more):
-    command = [sys.executable, "-m", "glance_core", "demo", "--seconds", "2", "--out", str(out), "--json", *more]
+    command = [sys.executable, "-m", "glance_core", "demo", "--seconds", "2", "--judged", "32", "--out", str(out), "--json", *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
     return json.loads(done.stdout), done.stderr
 
 
 def test_the_demo_paints_and_tells_and_one_seed_gives_the_same_numbers(tmp_path):
     first, shown = _demo(tmp_path)
-    assert [row["method"] for row in first["rows"]] == ["teacher", "base, uniform", "base, Glance's steps", "searched control", "Glance"]
+    assert [row["method"] for row in first["rows"]] == ["teacher", "base, uniform", "searched, all guided", "searched control", "Glance"]
     assert [row["forwards"] for row in first["rows"]] == [100, 10, 10, 10, 10]
     assert all("painting" in shown and what in shown for what in ("teacher", "training"))  # progress on everything that takes long
     with Image.open(first["picture"]) as picture:
@@ -35,6 +35,11 @@ def test_the_demo_paints_and_tells_and_one_seed_gives_the_same_numbers(tmp_path)
 def test_a_demo_without_time_to_train_is_refused(tmp_path, capsys):
     assert main(["demo", "--seconds", "0", "--out", str(tmp_path)]) == 2
     assert "--seconds is 0; give 2 to 36000" in capsys.readouterr().err
+
+
+def test_too_few_prompts_to_judge_on_are_refused(tmp_path, capsys):
+    assert main(["demo", "--judged", "8", "--out", str(tmp_path)]) == 2
+    assert "--judged is 8; give 32 to 1024" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", ["-1", "18446744073709551615"])

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,12 +20,11 @@ from glance_core.lora_file import check_pair, read_adapter
 from glance_core.metrics import paired as paired_difference
 from glance_core.metrics import psnr
 from glance_core.pictures import load_grid, save_grid
-from glance_core.sampling import euler
 from glance_core.schedule import FAST, SLOW, build_schedule
 from glance_core.solver import Solver
 from glance_core.tiny import painting
 from glance_core.tiny.evaluator import judge, read
-from glance_core.tiny.methods import GLANCE, GLANCE_GUIDANCE, Method, searched_control
+from glance_core.tiny.methods import searched_control, searched_walks
 from glance_core.tiny.pair import PairSettings, write
 from glance_core.tiny.train_evaluator import accuracy
 from glance_core.tiny.words import caption
@@ -98,18 +99,19 @@ def test_guidance_is_the_blend_of_two_forwards(painter):
 def test_the_shipped_pair_comes_nearer_to_the_teacher_than_the_base_on_the_same_steps(painter):
     slow, fast = (read_adapter(path) for path in PAIR)
     assert check_pair(slow, fast) == ()
-    assert slow.trained.split == GLANCE and slow.trained.kept == "slow, fast, solver"
+    start = searched_control()
+    assert slow.trained.split == start.split and slow.trained.kept == "slow, fast, solver"
     solver = Solver.loads(slow.trained.solver)
     prompts, teacher = painting.reference_prompts(48), painting.load_references(48)
-    walked = build_schedule(tiny.teacher_sigmas(), GLANCE)
-    base = painter.paint(prompts, walked.sigmas, GLANCE_GUIDANCE, euler)
+    walked = build_schedule(tiny.teacher_sigmas(), start.split)
+    base = start.paint(painter, prompts)
     before = {name: value.clone() for name, value in painter.model.state_dict().items()}
     with painting.carrying(painter.model, {SLOW: slow.factors, FAST: fast.factors}, walked) as callback:
         paired = painter.solve(prompts, walked.sigmas, solver, callback)
     gain = paired_difference(psnr(paired, teacher), psnr(base, teacher))
     assert gain.value > 2 * gain.error
     assert all(torch.equal(value, before[name]) for name, value in painter.model.state_dict().items())
-    assert torch.allclose(painter.paint(prompts[:2], walked.sigmas, GLANCE_GUIDANCE), base[:2], atol=1e-5)
+    assert torch.allclose(start.paint(painter, prompts), base, atol=1e-5)
 
 
 def test_the_searched_control_is_that_of_the_shipped_weights(tmp_path):
@@ -120,15 +122,26 @@ def test_the_searched_control_is_that_of_the_shipped_weights(tmp_path):
     with pytest.raises(GlanceError, match=r"searched for another glance_tiny_flux.safetensors; search again"):
         searched_control(10, path=other)
     with pytest.raises(
-        GlanceError, match=r"no walk of 7 forwards with one guidance at every step was searched .*; choose one of 4, 6, 8, 10"
+        GlanceError, match=r"no walk of 7 forwards with one guidance at every step was searched .*; choose one of 4, 6, 8, 10, 20"
     ):
         searched_control(7, guided=True)
-    assert searched_control(10, guided=True).split == GLANCE
+    alike = searched_control(10, guided=True)
+    assert alike.solver is None and alike.forwards == 10 == 2 * alike.steps
+    assert searched_control(5, guided=False).guidance == 1
+    assert sum(method.forwards == 10 for method in searched_walks()) >= 2
 
 
 def test_a_method_that_needs_a_pair_says_so(painter):
     with pytest.raises(GlanceError, match="Glance needs a pair"):
-        Method("Glance", GLANCE, with_pair=True).paint(painter, painting.reference_prompts(2))
+        replace(searched_control(), name="Glance", with_pair=True).paint(painter, painting.reference_prompts(2))
+
+
+@pytest.mark.parametrize("forwards", [5, 8, 10])
+def test_a_methods_ticks_come_to_its_forwards(painter, forwards):
+    for method in (method for method in searched_walks() if method.forwards == forwards):
+        counted = []
+        method.paint(painter, painting.reference_prompts(3), tick=counted.append)
+        assert sum(counted) == 3 * forwards and len(counted) == method.steps
 
 
 def test_a_written_pair_never_takes_a_name_that_is_there(tmp_path):
@@ -154,9 +167,16 @@ def _train(out, *more):
     return subprocess.Popen(command, cwd=tiny.FOLDER.parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def test_a_killed_training_goes_on_where_it_was_and_ends_with_the_same_bits(tmp_path):
-    whole = _train(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a training that ended."""
+    folder = tmp_path_factory.mktemp("trained")
+    whole = _train(folder)
     assert whole.wait(300) == 0, whole.stderr.read()
+    return folder
+
+
+def test_a_killed_training_goes_on_where_it_was_and_ends_with_the_same_bits(tmp_path, trained):
     killed = _train(tmp_path / "killed")
     while not (tmp_path / "killed" / "checkpoint.pt").exists():
         assert killed.poll() is None, killed.stderr.read()
@@ -166,19 +186,18 @@ def test_a_killed_training_goes_on_where_it_was_and_ends_with_the_same_bits(tmp_
     resumed = _train(tmp_path / "killed")
     assert resumed.wait(300) == 0, resumed.stderr.read()
     for name in ("glance_tiny_flux.safetensors", "glance_tiny_words.safetensors"):
-        one, two = load_file(tmp_path / "whole" / name), load_file(tmp_path / "killed" / name)
+        one, two = load_file(trained / name), load_file(tmp_path / "killed" / name)
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
     assert steps[-1] == 8 and steps == sorted(set(steps))  # nothing is trained twice
     assert len({2, 4, 6, 8} - set(steps)) <= 1  # the kill may fall between a checkpoint and its line in the log
 
 
-def test_a_training_killed_between_its_two_files_is_finished_by_the_next_run(tmp_path):
-    assert _train(tmp_path).wait(300) == 0
-    whole = (tmp_path / "glance_tiny_flux.safetensors").read_bytes()
-    (tmp_path / "glance_tiny_flux.safetensors").unlink()
-    assert _train(tmp_path).wait(300) == 0
-    assert (tmp_path / "glance_tiny_flux.safetensors").read_bytes() == whole
+def test_a_training_killed_between_its_two_files_is_finished_by_the_next_run(tmp_path, trained):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "glance_tiny_flux.safetensors").unlink()
+    assert _train(run).wait(300) == 0
+    assert (run / "glance_tiny_flux.safetensors").read_bytes() == (trained / "glance_tiny_flux.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -191,8 +210,7 @@ def test_what_cannot_be_trained_is_refused_at_once(tmp_path, more, said):
     assert said in refused.stderr.read()
 
 
-def test_going_on_with_other_settings_is_refused(tmp_path):
-    assert _train(tmp_path / "run").wait(300) == 0
-    other = _train(tmp_path / "run", "--seed", "5")
+def test_going_on_with_other_settings_is_refused(tmp_path, trained):
+    other = _train(shutil.copytree(trained, tmp_path / "run"), "--seed", "5")
     assert other.wait(300) != 0
     assert b"written with other settings" in other.stderr.read()

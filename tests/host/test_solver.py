@@ -15,14 +15,14 @@ from glance_core import tiny
 from glance_core.lora_file import read_adapter
 from glance_core.lora_write import write_adapter
 from glance_core.objectives import both
-from glance_core.schedule import FAST, SLOW, build_schedule
+from glance_core.schedule import FAST, SLOW, Split, build_schedule
 from glance_core.solver import Solver, guided, solve
 from glance_core.tiny import packing
-from glance_core.tiny.methods import GLANCE
 from glance_core.tiny.painting import Painter, carrying
 from glance_core.tiny.words import parse
 
 PAIR = ("glance_tiny_slow.safetensors", "glance_tiny_fast.safetensors")
+SPLIT = Split((0, 7), (17, 25, 35, 46))  # as many steps as the embedded pair
 PROMPT = "a large green star left and a small purple ring on striped pink"
 calibration, core_solver, core_schedule = (comfyui.pack_module(f"glance_core.{name}") for name in ("calibration", "solver", "schedule"))
 
@@ -30,16 +30,16 @@ calibration, core_solver, core_schedule = (comfyui.pack_module(f"glance_core.{na
 def some_solver(guidance=3.0, plain=()):
     """Every kind of coefficient, none of them idle; plain: steps (from 0) without guidance."""
     generator = torch.Generator().manual_seed(4)
-    solver = guided(build_schedule(tiny.teacher_sigmas(), GLANCE).sigmas, guidance, 0.2)
+    solver = guided(build_schedule(tiny.teacher_sigmas(), SPLIT).sigmas, guidance, 0.2)
 
     def moved(values):
         return tuple(value + 0.05 * float(torch.randn((), generator=generator)) for value in values)
 
     free = tuple(tuple(0.0 if j in plain else value for j, value in enumerate(row)) for row in map(moved, solver.free))
-    return Solver((1.0, 0.99, 1.0, 0.98, 0.97), moved(solver.keep), tuple(map(moved, solver.cond)), free)
+    return Solver((1.0, 0.99, 1.0, 0.98, 0.97, 1.0), moved(solver.keep), tuple(map(moved, solver.cond)), free)
 
 
-def settings(solver, split=GLANCE, kind="flux"):
+def settings(solver, split=SPLIT, kind="flux"):
     ours = core_solver.Solver.loads(solver.dumps())
     return calibration.Settings(kind, core_schedule.Split(split.slow, split.fast, split.teacher_steps), ours, 4.0)
 
@@ -57,7 +57,7 @@ def text(prompt):
 def sampled(model, cfg=1.0, sampler="auto", denoise=1.0, chosen=None, teacher_steps="", latent=None):
     latent = latent or {"samples": torch.zeros(2, *tiny.LATENT)}
     execute = node("PhaseSplitSampler").execute
-    out = execute(model, text(PROMPT), text(""), latent, 7, cfg, sampler, "auto", 2, 3, denoise, teacher_steps, chosen).args[0]["samples"]
+    out = execute(model, text(PROMPT), text(""), latent, 7, cfg, sampler, "auto", 2, 4, denoise, teacher_steps, chosen).args[0]["samples"]
     return (out - packing.SHIFT) * packing.SCALE
 
 
@@ -66,7 +66,7 @@ def sampled(model, cfg=1.0, sampler="auto", denoise=1.0, chosen=None, teacher_st
 def test_the_hosts_walk_is_the_cores(host_model, solver, with_pair):
     model = node("LoadGlanceLoRA").execute(host_model, *PAIR, 1.0, 1.0).args[0] if with_pair else host_model
     found = sampled(model, chosen=settings(solver))
-    painter, walked = Painter(), build_schedule(tiny.teacher_sigmas(), GLANCE)
+    painter, walked = Painter(), build_schedule(tiny.teacher_sigmas(), SPLIT)
     noise = torch.randn((2, *tiny.LATENT), generator=torch.manual_seed(7))
     velocity, rows = both(painter.velocity(torch.tensor([parse(PROMPT)] * 2), 1.0)), torch.arange(2)
 
@@ -153,7 +153,7 @@ def test_another_walk_than_it_was_fitted_for_takes_euler_and_says_so(host_model,
     assert "does not fit this run (denoise 0.5): euler is used" in caplog.text
     assert torch.equal(low, sampled(host_model, 3.0, "euler", 0.5, chosen))
     sigmas, sampler = scheduler(host_model, "flux", 5, 5), comfyui.pack_module("nodes.solver").sampler(chosen.solver)
-    with pytest.raises(ValueError, match="fitted for 5 steps, this ladder has 10"):
+    with pytest.raises(ValueError, match="fitted for 6 steps, this ladder has 10"):
         host_sample(models.build("flux"), "flux", sigmas, 1.0, sampler)
 
 
@@ -169,7 +169,7 @@ def test_a_solver_stored_with_the_pair_is_used_by_itself(host_model, tmp_path, l
     assert torch.equal(sampled(model), wired)
     assert not torch.equal(sampled(model, 3.0, "euler"), wired)
     latent = {"samples": torch.zeros(2, *tiny.LATENT)}
-    sigmas, sampler = node("GlanceScheduler").execute(model, latent, "auto", 2, 3, 1.0, "").args
+    sigmas, sampler = node("GlanceScheduler").execute(model, latent, "auto", 2, 4, 1.0, "").args
     assert sampler.extra_options["solver"].dumps() == solver.dumps()
     euler = node("GlanceScheduler").execute(model, latent, "auto", 2, 3, 1.0, "1,3|11,21,31").args[1]
-    assert not euler.extra_options and len(sigmas) == 6
+    assert not euler.extra_options and len(sigmas) == 7

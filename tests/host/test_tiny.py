@@ -22,7 +22,6 @@ from glance_core.sampling import euler
 from glance_core.schedule import FAST, SLOW, build_schedule, split_steps
 from glance_core.solver import Solver, solve
 from glance_core.tiny import packing
-from glance_core.tiny.methods import GLANCE
 from glance_core.tiny.painting import Painter, carrying
 from glance_core.tiny.words import WORDS, parse
 
@@ -101,9 +100,9 @@ def test_the_pair_brings_its_own_schedule(host_model):
     model, report = node("LoadGlanceLoRA").execute(host_model, *PAIR, 1.0, 1.0).args
     assert "0 unmatched" in report and "schedule: flux" in report
     latent = {"samples": torch.zeros(1, *tiny.LATENT)}
-    split = GLANCE
+    split = read_adapter(tiny.LORA_FOLDER / PAIR[0]).trained.split
     for carrier, teacher_steps in ((model, ""), (host_model, str(split))):  # the bare model's auto is its teacher's ladder as well
-        sigmas = node("GlanceScheduler").execute(carrier, latent, "auto", 2, 3, 1.0, teacher_steps).args[0]
+        sigmas = node("GlanceScheduler").execute(carrier, latent, "auto", 2, 4, 1.0, teacher_steps).args[0]
         assert sigmas.tolist() == pytest.approx(build_schedule(tiny.teacher_sigmas(), split).sigmas, abs=1e-6)
 
 
