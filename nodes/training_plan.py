@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..glance_core.lora_layers import Slot
-from ..glance_core.objectives import BOTH, FLOW, FOLD, SOLVER, WALKED
+from ..glance_core.objectives import ADAPTERS, BOTH, FLOW, FOLD, SOLVER, WALKED
 from ..glance_core.parts import sets_of
 from ..glance_core.run_files import RunFiles
 from ..glance_core.schedule import FAST, SLOW, PhaseSchedule, Split
@@ -84,7 +84,8 @@ class Plan:
     @property
     def check_work(self) -> int:
         """Steps of the teacher, and of the base with each set of parts, in the comparison at the end."""
-        sets = sets_of((SLOW, FAST, SOLVER) if self.walks else (SLOW, FAST), self.keep_everything)
+        parts = (SLOW, FAST, SOLVER) if self.walks and self.learn != ADAPTERS else (SLOW, FAST)
+        sets = sets_of(parts, self.keep_everything)
         return self.checks * (len(self.ladder) - 1 + len(sets) * self.walked.steps)
 
     @property
