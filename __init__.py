@@ -15,6 +15,7 @@ if ComfyExtension is not None:
         async def get_node_list(self):
             from .nodes.calibrate import CalibrateGlance
             from .nodes.loader import LoadGlanceLoRA
+            from .nodes.phase_plot import GlancePhasePlot
             from .nodes.prompts import GlancePromptBank
             from .nodes.samplers import GlanceReferenceSampler, GlanceScheduler, PhaseSplitSampler
             from .nodes.tiny import GlanceTinyText, GlanceTinyVAE, offer_files
@@ -22,8 +23,8 @@ if ComfyExtension is not None:
 
             offer_files()
             return [
-                LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, TrainGlanceAdapter, CalibrateGlance, GlancePromptBank, GlanceReferenceSampler,
-                GlanceTinyText, GlanceTinyVAE,
+                LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, TrainGlanceAdapter, CalibrateGlance, GlancePhasePlot, GlancePromptBank,
+                GlanceReferenceSampler, GlanceTinyText, GlanceTinyVAE,
             ]  # fmt: skip
 
     async def comfy_entrypoint():

@@ -29,12 +29,12 @@ def plot_losses(history: History, sigmas: Sequence[float], slow_steps: int, per_
     draw.text((24, 14), title, INK, large)
     half = (WIDTH - GAP - 24) // 2
     phases = {phase: _by_step(history, points, per_step) for phase, points in _points(slow_steps, len(sigmas)).items()}
-    left = _Panel(
+    left = Panel(
         draw,
         small,
         (GAP, 84, half, HEIGHT - 62),
         "loss by step (thin), mean of the last ten (thick)",
-        _range([v for c in phases.values() for v in c]),
+        bounds_of([v for c in phases.values() for v in c]),
     )
     longest = max((len(column) for column in phases.values()), default=1)
     for phase, column in phases.items():
@@ -47,8 +47,8 @@ def plot_losses(history: History, sigmas: Sequence[float], slow_steps: int, per_
     left.ticks([(0, "1"), (1, f"{longest} steps")])
 
     firsts, lasts = zip(*(_ends(history, point) for point in range(len(sigmas))), strict=True)
-    right = _Panel(draw, small, (half + GAP + 24, 84, WIDTH - 24, HEIGHT - 62), "mean loss at each sigma: first third (ring), last third (disc)",
-                   _range([v for v in (*firsts, *lasts) if v is not None]))  # fmt: skip
+    right = Panel(draw, small, (half + GAP + 24, 84, WIDTH - 24, HEIGHT - 62), "mean loss at each sigma: first third (ring), last third (disc)",
+                   bounds_of([v for v in (*firsts, *lasts) if v is not None]))  # fmt: skip
     for point, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
         if first is not None and last is not None:
             right.change((point + 0.5) / len(sigmas), first, last, COLOURS[SLOW if point < slow_steps else FAST])
@@ -57,7 +57,7 @@ def plot_losses(history: History, sigmas: Sequence[float], slow_steps: int, per_
     return sheet
 
 
-class _Panel:
+class Panel:
     """A frame with a logarithmic vertical axis; x goes from 0 to 1."""
 
     def __init__(
@@ -85,13 +85,16 @@ class _Panel:
             y = self._y(value)
             self.draw.ellipse([at - 5, y - 5, at + 5, y + 5], fill, colour, 2)
 
-    def ticks(self, labels: Sequence[tuple[float, str]]) -> None:
+    def upright(self, x: float, colour: tuple[int, int, int]) -> None:
+        self.draw.line([(self._x(x), self.box[1]), (self._x(x), self.box[3])], colour, 1)
+
+    def ticks(self, labels: Sequence[tuple[float, str]], below: int = 8) -> None:
         end = -math.inf
         for x, text in labels:
             width = self.font.getlength(text)
             start = min(max(self._x(x) - width / 2, self.box[0]), self.box[2] - width)
             if start > end + 4:  # a label that would touch the one before is left out
-                self.draw.text((start, self.box[3] + 8), text, INK, self.font)
+                self.draw.text((start, self.box[3] + below), text, INK, self.font)
                 end = start + width
 
     def _x(self, x: float) -> float:
@@ -123,7 +126,7 @@ def _ends(history: History, point: int) -> tuple[float | None, float | None]:
     return sum(own[:third]) / third, sum(own[-third:]) / third
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def bounds_of(values: Sequence[float]) -> tuple[float, float]:
     sound = [value for value in values if math.isfinite(value) and value > 0] or [1.0]
     return min(sound) / 1.15, max(sound) * 1.15
 

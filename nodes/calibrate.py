@@ -7,17 +7,16 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..glance_core.adapter_metadata import Trained
 from ..glance_core.calibration import Calibration, Settings, calibrate
 from ..glance_core.calibration_plot import plot_calibration
-from ..glance_core.errors import ScheduleError
 from ..glance_core.verdict import latent_psnr
 from ..glance_core.walks import Walk
-from . import host, pair
+from . import host
 from . import student as glue
 from .live import Live, as_image
 from .loader import CATEGORY
 from .samplers import SETTINGS
+from .teacher import taught_by
 
 
 class CalibrateGlance(io.ComfyNode):
@@ -59,34 +58,23 @@ class CalibrateGlance(io.ComfyNode):
         schedule: list[str], seed: list[int], negative: list[Any] | None = None, teacher_runs: list[int] | None = None,
         batch_size: list[int] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        patcher, prompts, against = model[0], glue.entries(positive), glue.entries(negative)
-        if cfg[0] != 1 and not against:
-            raise ScheduleError(f"cfg is {cfg[0]:g} but no negative prompt is wired; wire one, empty if need be, or set cfg to 1")
-        if pair.pair_of(patcher) is not None:
-            raise ScheduleError(
-                "the model carries a Glance pair, so its own steps are no teacher; wire the model as it is before Load Glance LoRA"
-            )
-        samples = host.fixed_latent(patcher, latent_image[0])[:1]
-        if samples.is_nested:
-            raise ScheduleError("latents of several parts (video with sound) cannot be calibrated; use a picture's or a silent video's")
-        kind, ladder = host.teacher_ladder(patcher, tuple(samples.shape), schedule[0], Trained())
-        runs = (teacher_runs or [0])[0] or max(8, len(prompts))
+        teacher = taught_by(model[0], positive, negative, latent_image[0], cfg[0], schedule[0])
+        runs = (teacher_runs or [0])[0] or max(8, len(teacher.prompts))
         live = Live(getattr(cls.hidden, "unique_id", None), 1)
         found: list[Calibration] = []
 
         def work(conditioned: glue.Conditioned, _: torch.Tensor) -> None:
-            noise = host.starting_noise(patcher, ladder, samples.shape, runs, seed[0])
             found.append(calibrate(
-                conditioned.velocity(1.0), conditioned.velocity, noise, ladder, forwards[0], cfg[0], latent_psnr, seconds[0],
-                (batch_size or [4])[0], live.still,
+                conditioned.velocity(1.0), conditioned.velocity, teacher.noise(runs, seed[0]), teacher.ladder, forwards[0], cfg[0],
+                latent_psnr, seconds[0], (batch_size or [4])[0], live.still,
             ))  # fmt: skip
 
-        glue.run(patcher, prompts, against, samples, seed[0], "auto", 0, work)
+        teacher.run(seed[0], work)
         calibration = found[0]
-        title = f"{type(patcher.model).__name__}, {forwards[0]} forwards: {calibration.verdict.gain:+.2f} dB over even steps"
-        picture = as_image(plot_calibration(calibration, ladder, title))
-        settings = Settings(kind, calibration.split, calibration.solver, cfg[0])
-        return io.NodeOutput(settings, picture, _report(calibration, kind, cfg[0], len(prompts), runs))
+        title = f"{type(model[0].model).__name__}, {forwards[0]} forwards: {calibration.verdict.gain:+.2f} dB over even steps"
+        picture = as_image(plot_calibration(calibration, teacher.ladder, title))
+        settings = Settings(teacher.kind, calibration.split, calibration.solver, cfg[0])
+        return io.NodeOutput(settings, picture, _report(calibration, teacher.kind, cfg[0], len(teacher.prompts), runs))
 
 
 def _report(found: Calibration, kind: str, cfg: float, prompts: int, runs: int) -> str:
