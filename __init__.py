@@ -14,6 +14,7 @@ if ComfyExtension is not None:
     class GlanceExtension(ComfyExtension):
         async def get_node_list(self):
             from .nodes.calibrate import CalibrateGlance
+            from .nodes.compare import GlanceCompare
             from .nodes.loader import LoadGlanceLoRA
             from .nodes.phase_plot import GlancePhasePlot
             from .nodes.prompts import GlancePromptBank
@@ -23,7 +24,7 @@ if ComfyExtension is not None:
 
             offer_files()
             return [
-                LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, TrainGlanceAdapter, CalibrateGlance, GlancePhasePlot, GlancePromptBank,
+                LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, TrainGlanceAdapter, CalibrateGlance, GlancePhasePlot, GlanceCompare, GlancePromptBank,
                 GlanceReferenceSampler, GlanceTinyText, GlanceTinyVAE,
             ]  # fmt: skip
 

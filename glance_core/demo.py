@@ -14,7 +14,7 @@ from .lora_file import Factor, check_pair, read_adapter
 from .lora_write import new_folder
 from .memory import keep_freed_memory
 from .objectives import END_TO_END
-from .pictures import save_comparison
+from .pictures import comparison
 from .progress import Progress
 from .schedule import FAST, SLOW
 from .solver import Solver
@@ -97,4 +97,5 @@ def show(rows: list[Row], pictures: dict[str, Tensor], prompts: Prompts, teacher
     shown = {"teacher": teacher, **pictures}
     labelled = [(f"{row.method}\n{row.forwards} forwards" + (f"\n{row.psnr.value:.1f} dB" if row.psnr else ""), shown[row.method][:SHOWN])
                 for row in rows]  # fmt: skip
-    save_comparison(labelled, [caption(tuple(slots)) for slots in prompts.slots[:SHOWN].tolist()], path)
+    drawn = comparison(labelled, [caption(tuple(slots)) for slots in prompts.slots[:SHOWN].tolist()], 3 * teacher.shape[-1])
+    drawn.save(path, optimize=True)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .metrics import paired
 from .objectives import SOLVER
 from .schedule import FAST, SLOW
 from .solver import Solver
@@ -85,13 +84,6 @@ def what_helps(
     parts = parts_of(outcome, start)
     tried = {kept: near(only(outcome, kept, start)) for kept in sets_of(parts, everything)}
     kept = parts if everything else max(tried, key=lambda each: float(tried[each].mean()))
-    if not everything and not _surely_better(tried[kept], tried[()]):
+    if not everything and not Verdict(tried[kept], tried[()], examples).sure:
         kept = ()
     return Choice(only(outcome, kept, start), kept, Verdict(tried[kept], tried[()], examples), tried)
-
-
-def _surely_better(column: Tensor, base: Tensor) -> bool:
-    if len(column) < 2:
-        return bool(column > base)
-    gain = paired(column, base)
-    return gain.value > gain.error

@@ -40,29 +40,36 @@ def load_grid(path: Path, tile: int) -> Tensor:
     return pixels.unfold(1, tile, tile).unfold(2, tile, tile).permute(1, 2, 0, 3, 4).reshape(-1, 3, tile, tile)
 
 
-def save_comparison(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], path: Path, scale: int = 3) -> None:
-    """One labelled row of pictures per method, one column per prompt: rows of (label, images (n, 3, H, W) in [-1, 1])."""
+def comparison(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], tile: int) -> PillowImage.Image:
+    """One labelled row of pictures per method, one column per prompt: rows of (label, images (n, 3, H, W) in [-1, 1]), n captions or none.
+
+    tile: pixels of a picture's longer side; smaller ones are enlarged by whole pixels as far as they go.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
-    tile = rows[0][1].shape[-1] * scale
+    height, width = rows[0][1].shape[-2:]
+    share = tile / max(height, width)
+    share = max(1, int(share)) if share > 1 else share
+    across, down = round(width * share), round(height * share)
     label_font, caption_font = ImageFont.load_default(15), ImageFont.load_default(11)
     left = 190
-    wrapped = [_wrapped(caption, tile, caption_font) for caption in captions]
-    top = max(map(len, wrapped)) * 14 + _MARGIN
-    width = left + len(captions) * (tile + 6) + _MARGIN
-    sheet = Image.new("RGB", (width, top + len(rows) * (tile + 6) + _MARGIN), _PAPER)
+    wrapped = [_wrapped(caption, across, caption_font) for caption in captions]
+    top = max(map(len, wrapped), default=0) * 14 + _MARGIN
+    columns = max(len(images) for _, images in rows)
+    sheet = Image.new("RGB", (left + columns * (across + 6) + _MARGIN, top + len(rows) * (down + 6) + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, lines in enumerate(wrapped):
         for i, line in enumerate(lines):
-            draw.text((left + column * (tile + 6), top - 8 - 14 * (len(lines) - i)), line, _INK, caption_font)
+            draw.text((left + column * (across + 6), top - 8 - 14 * (len(lines) - i)), line, _INK, caption_font)
+    how = Image.Resampling.NEAREST if share >= 1 else Image.Resampling.LANCZOS
     for row, (label, images) in enumerate(rows):
-        y = top + row * (tile + 6)
+        y = top + row * (down + 6)
         lines = label.split("\n")
         for i, line in enumerate(lines):
-            draw.text((_MARGIN, y + tile / 2 - 10 * len(lines) + 20 * i), line, _INK, label_font)
+            draw.text((_MARGIN, y + down / 2 - 10 * len(lines) + 20 * i), line, _INK, label_font)
         for column, image in enumerate(images):
-            sheet.paste(_pillow(image).resize((tile, tile), Image.Resampling.NEAREST), (left + column * (tile + 6), y))
-    sheet.save(path, optimize=True)
+            sheet.paste(_pillow(image).resize((across, down), how), (left + column * (across + 6), y))
+    return sheet
 
 
 def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

@@ -28,12 +28,17 @@ class Verdict:
         return self.gain < 0
 
     @property
+    def sure(self) -> bool:
+        """Whether the pair is nearer by more than a standard error; with one example, at all."""
+        return self.gain > (paired(self.pair, self.base).error if len(self.pair) > 1 else 0.0)
+
+    @property
     def difference(self) -> str:
         """The paired gain for a reader."""
         return f"{self.gain:+.2f} dB" if len(self.pair) < 2 else f"{self.gain:+.2f} ± {paired(self.pair, self.base).error:.2f} dB"
 
     def __str__(self) -> str:
-        told = f"PSNR to the teacher on {self.examples}: pair {_mean(self.pair)} dB, bare base on the same ladder {_mean(self.base)} dB, {self.difference}"
+        told = f"PSNR to the teacher on {self.examples}: pair {mean(self.pair)} dB, bare base on the same ladder {mean(self.base)} dB, {self.difference}"
         if self.worse:
             return f"WORSE THAN THE BARE BASE: {told}; use the base on this ladder without the pair, or train otherwise"
         return told
@@ -48,7 +53,8 @@ def latent_psnr(results: Tensor, teacher: Tensor) -> Tensor:
     return -10 * torch.log10(error.clamp(min=1e-10))
 
 
-def _mean(column: Tensor) -> str:
+def mean(column: Tensor) -> str:
+    """For a reader, with its standard error where there is one."""
     if len(column) < 2:
         return f"{float(column.mean()):.2f}"
     measure = Measure.of(column)

@@ -70,7 +70,7 @@ def validate_teacher_steps(teacher_steps: str | None) -> bool | str:
     return True
 
 
-def _walked(
+def walked_of(
     model: Any, latent: Any, schedule: str, slow_steps: int, fast_steps: int, teacher_steps: str, denoise: float, settings: Settings | None
 ) -> tuple[core.PhaseSchedule, core.Split]:
     trained = trained_of(model)
@@ -91,7 +91,7 @@ def _walked(
     return walked, split
 
 
-def _own_solver(model: Any, split: core.Split, denoise: float, settings: Settings | None) -> Solver | None:
+def own_solver(model: Any, split: core.Split, denoise: float, settings: Settings | None) -> Solver | None:
     """The solver fitted for these very steps, of the settings or of the pair; None, and said why, where it does not fit."""
     if settings is not None:
         solver, fitted_for = settings.solver, settings.split
@@ -140,8 +140,8 @@ class GlanceScheduler(io.ComfyNode):
         cls, model: Any, latent_image: Any, schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = "",
         settings: Settings | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        walked, split = _walked(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise, settings)
-        solver = _own_solver(model, split, denoise, settings)
+        walked, split = walked_of(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise, settings)
+        solver = own_solver(model, split, denoise, settings)
         return io.NodeOutput(tagged_sigmas(walked), solver_sampler(solver) if solver else comfy.samplers.sampler_object("euler"))
 
 
@@ -194,8 +194,8 @@ class PhaseSplitSampler(io.ComfyNode):
         cls, model: Any, positive: Any, negative: Any, latent_image: Any, seed: int, cfg: float, sampler_name: str,
         schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = "", settings: Settings | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        walked, split = _walked(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise, settings)
-        solver = _own_solver(model, split, denoise, settings) if sampler_name == "auto" else None
+        walked, split = walked_of(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise, settings)
+        solver = own_solver(model, split, denoise, settings) if sampler_name == "auto" else None
         if solver is not None:
             sampler, cfg = solver_sampler(solver), 1.0  # of the preview; the solver mixes by itself
             log.info("Glance: the fitted solver, %d forwards", solver.forwards)
