@@ -2,6 +2,8 @@
 
 import sys
 
+WEB_DIRECTORY = "./web"  # help pages, docs/<NodeId>.md
+
 try:
     from comfy_api.latest import ComfyExtension
 except ImportError as error:  # tests, tools and `python -m glance_core` on a machine without ComfyUI

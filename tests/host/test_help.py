@@ -1,0 +1,75 @@
+"""Each node's help page and labels: there, whole, and of the node as it is."""
+
+import json
+import re
+
+import comfyui
+import pytest
+
+LANGUAGES = ("zh", "ja")
+NODES = [
+    "CalibrateGlance", "GlanceCompare", "GlancePhasePlot", "GlancePromptBank", "GlanceReferenceSampler", "GlanceScheduler", "GlanceTinyText",
+    "GlanceTinyVAE", "LoadGlanceLoRA", "PhaseSplitSampler", "TrainGlanceAdapter",
+]  # fmt: skip
+HEADINGS = ["When", "Inputs", "Outputs", "Typical mistakes"]
+
+
+@pytest.fixture(scope="module")
+def schemas(node_classes):
+    """Of the pack's own nodes, by name."""
+    return {name: each.GET_SCHEMA() for name, each in node_classes.items() if name in NODES or "Glance" in name}
+
+
+def page(name):
+    return (comfyui.PACK / "web/docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def section(text, heading):
+    return text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_every_node_has_its_page_and_every_page_its_node(schemas):
+    assert sorted(schemas) == sorted(NODES)
+    assert sorted(path.stem for path in (comfyui.PACK / "web/docs").glob("*.md")) == sorted(NODES)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_page_says_what_when_and_each_input_and_output_there_is(name, schemas):
+    text, schema = page(name), schemas[name]
+    assert text.startswith(f"# {schema.display_name}\n")
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == HEADINGS
+    assert "```" in section(text, "When")  # the graph
+    rows = [line.split(" | ")[0] for line in section(text, "Inputs").splitlines() if line.startswith("| `")]
+    assert {each for row in rows for each in re.findall(r"`(\w+)`", row)} == {each.id for each in schema.inputs}
+    assert set(re.findall(r"\*\*(\w+)\*\*", section(text, "Outputs"))) == {each.display_name for each in schema.outputs}
+    assert section(text, "Typical mistakes").count("\n- ") >= 1
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_every_input_and_output_has_a_tooltip(name, schemas):
+    schema = schemas[name]
+    assert schema.description and all(each.tooltip for each in (*schema.inputs, *schema.outputs))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", NODES)
+def test_the_labels_are_those_of_the_nodes_inputs_and_outputs(language, name, schemas):
+    labels = json.loads((comfyui.PACK / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert sorted(labels) == sorted(NODES)
+    told, schema = labels[name], schemas[name]
+    assert told["display_name"] and told["description"] and told["description"] != schema.description
+    assert list(told["inputs"]) == [each.id for each in schema.inputs]
+    assert list(told["outputs"]) == [str(i) for i in range(len(schema.outputs))]
+    for each in (*told["inputs"].values(), *told["outputs"].values()):
+        assert each["name"] and re.search(r"[\u3040-\u30ff\u4e00-\u9fff]", each["tooltip"])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_host_hands_the_labels_out(language, tmp_path, monkeypatch):
+    import folder_paths
+    from app.custom_node_manager import CustomNodeManager
+
+    (tmp_path / "glance").symlink_to(comfyui.PACK, target_is_directory=True)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "custom_nodes", ([str(tmp_path)], set()))
+    found = CustomNodeManager().build_translations()
+    assert sorted(found[language]["nodeDefs"]) == sorted(NODES)
