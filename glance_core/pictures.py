@@ -51,8 +51,9 @@ def comparison(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], tile
     share = tile / max(height, width)
     share = max(1, int(share)) if share > 1 else share
     across, down = round(width * share), round(height * share)
-    label_font, caption_font = ImageFont.load_default(15), ImageFont.load_default(11)
-    left = 190
+    size = max(15, tile // 13)  # of the labels, which are to be read where the sheet is shown small
+    label_font, caption_font = ImageFont.load_default(size), ImageFont.load_default(11)
+    left = 190 if size == 15 else 2 * _MARGIN + max(round(label_font.getlength(line)) for label, _ in rows for line in label.split("\n"))
     wrapped = [_wrapped(caption, across, caption_font) for caption in captions]
     top = max(map(len, wrapped), default=0) * 14 + _MARGIN
     columns = max(len(images) for _, images in rows)
@@ -66,7 +67,7 @@ def comparison(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], tile
         y = top + row * (down + 6)
         lines = label.split("\n")
         for i, line in enumerate(lines):
-            draw.text((_MARGIN, y + down / 2 - 10 * len(lines) + 20 * i), line, _INK, label_font)
+            draw.text((_MARGIN, y + down / 2 + size * 1.33 * (i - len(lines) / 2)), line, _INK, label_font)
         for column, image in enumerate(images):
             sheet.paste(_pillow(image).resize((across, down), how), (left + column * (across + 6), y))
     return sheet

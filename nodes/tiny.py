@@ -33,7 +33,7 @@ class GlanceTinyText(io.ComfyNode):
             display_name="Glance Tiny Text",
             category=CATEGORY,
             description="A prompt for the embedded model glance_tiny_flux: one or two coloured shapes on a patterned ground. "
-            "An empty prompt is the negative one.",
+            "An empty prompt is the negative one; several lines are several prompts, to train or calibrate on.",
             search_aliases=["glance prompt", "tiny prompt"],
             inputs=[
                 io.String.Input(
@@ -49,15 +49,20 @@ class GlanceTinyText(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, prompt: str | None = None) -> bool | str:
         try:
-            words.parse(prompt or "")
+            _prompts(prompt or "")
         except GlanceError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(cls, prompt: str) -> io.NodeOutput:
-        tokens, pooled = tiny.load_words()(torch.tensor([words.parse(prompt)]))
-        return io.NodeOutput([[tokens, {"pooled_output": pooled}]])
+        tokens, pooled = tiny.load_words()(torch.tensor(_prompts(prompt)))
+        return io.NodeOutput([[tokens[i : i + 1], {"pooled_output": pooled[i : i + 1]}] for i in range(len(tokens))])
+
+
+def _prompts(text: str) -> list[tuple[int, ...]]:
+    """The words of each line that has some; of nothing at all, the empty prompt."""
+    return [words.parse(line) for line in text.splitlines() if line.strip()] or [words.parse("")]
 
 
 class GlanceTinyVAE(io.ComfyNode):

@@ -153,6 +153,19 @@ def test_an_unknown_word_is_told_before_anything_runs():
     assert node("GlanceTinyText").validate_inputs(prompt=PROMPT) is True
 
 
+def test_every_line_is_a_prompt_of_its_own():
+    lines = [PROMPT, "a small red heart on dotted grey"]
+    together = text(f"{lines[0]}\n\n{lines[1]}\n")
+    assert len(together) == 2
+    for entry, line in zip(together, lines, strict=True):
+        (alone,) = text(line)
+        assert torch.allclose(entry[0], alone[0], atol=1e-6) and torch.allclose(
+            entry[1]["pooled_output"], alone[1]["pooled_output"], atol=1e-6
+        )
+    assert len(text("")) == len(text(" \n")) == 1
+    assert node("GlanceTinyText").validate_inputs(prompt=f"{PROMPT}\na red dog").startswith("the tiny model does not know the word 'dog'")
+
+
 def api_graph(workflow, classes):
     """The workflow as the browser would send it: widgets by name, links by node and slot."""
     nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] in classes}
