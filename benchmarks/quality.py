@@ -40,7 +40,7 @@ from glance_core.tiny.pair import PairSettings, keep, sampled, train
 
 HELD_OUT = 24
 # Steps of training, and runs of the teacher to learn from; within five minutes on two cores.
-BUDGETS = {FLOW: (60, 1), TRAJECTORY: (80, 192), AIMED: (150, 192), END_TO_END: (180, 320)}
+BUDGETS = {FLOW: (60, 1), TRAJECTORY: (80, 192), AIMED: (150, 192), END_TO_END: (170, 320)}
 
 
 @dataclass(frozen=True)
