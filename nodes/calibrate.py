@@ -16,7 +16,7 @@ from . import student as glue
 from .live import Live, as_image
 from .loader import CATEGORY
 from .samplers import SETTINGS
-from .teacher import taught_by
+from .teacher import taught_by, teacher_inputs
 
 
 class CalibrateGlance(io.ComfyNode):
@@ -32,11 +32,7 @@ class CalibrateGlance(io.ComfyNode):
             is_input_list=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The model to calibrate, without a Glance pair on it."),
-                io.Conditioning.Input("positive", tooltip="Prompts like those you will use, as many as you have time for: a list, or combined ones. Half choose, half judge."),
-                io.Conditioning.Input("negative", optional=True, tooltip="As you sample with; needed where cfg is not 1."),
-                io.Latent.Input("latent_image", tooltip="An empty latent; its size decides the ladder."),
-                io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="The guidance the teacher samples with: Qwen-Image 4, FLUX.1-dev 1, the embedded model 4."),
+                *teacher_inputs("Prompts like those you will use, as many as you have time for: a list, or combined ones. Half choose, half judge."),
                 io.Int.Input("forwards", default=10, min=2, max=100, tooltip="Model evaluations a picture may cost. A step under guidance takes two, one without it one; which steps are guided is chosen too."),
                 io.Float.Input("seconds", default=300.0, min=1.0, max=36000.0, step=1.0, tooltip="After this long the search ends, the teacher's runs included."),
                 io.Combo.Input("schedule", options=host.SCHEDULES, tooltip="The teacher's ladder. auto: what the pair was trained on, else by the model."),

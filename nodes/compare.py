@@ -22,8 +22,7 @@ from ..glance_core.walks import even_steps
 from . import host, pair
 from .live import as_image
 from .loader import CATEGORY
-from .samplers import own_solver, settings_input, walked_of
-from .solver import sampler as solver_sampler
+from .samplers import run_of, settings_input
 
 TILE = 384  # pixels, the longest side of a picture in the grid
 
@@ -90,30 +89,26 @@ class GlanceCompare(io.ComfyNode):
             raise ScheduleError("model carries a Glance pair, and is to be the bare one; wire the model from before Load Glance LoRA")
         bench = _Bench(positive, negative, latent_image, vae, seed)
         trained = pair.trained_of(with_pair)
-        ladder = host.teacher_ladder(with_pair, host.latent_shape(with_pair, latent_image), "auto", trained)[1]
+        ladder = torch.tensor(host.teacher_ladder(with_pair, host.latent_shape(with_pair, latent_image), "auto", trained)[1])
         euler, second = (comfy.samplers.sampler_object(name) for name in ("euler", second_order))
         bench.warm(model, cfg, euler, ladder)
         teacher = bench.shown("teacher", model, cfg, euler, ladder)
         rows = [bench.beside(teacher, *_pair_run(with_pair, latent_image, trained, cfg))]
         count = max(1, min(len(ladder) - 1, round(rows[0].forwards / (1 if cfg == 1 else 2))))
-        even = [*(ladder[step] for step in even_steps(count, len(ladder) - 1)), 0.0]
+        even = ladder[[*even_steps(count, len(ladder) - 1), -1]]
         rows.append(bench.beside(teacher, "bare base, euler", model, cfg, euler, even))
         rows.append(bench.beside(teacher, f"bare base, {second_order}", model, cfg, second, even))
         if settings is not None:
-            walked, split = walked_of(model, latent_image, "auto", 1, 1, "", 1.0, settings)
-            solver = own_solver(model, split, 1.0, settings)
-            assert solver is not None  # it is fitted for the settings' own steps
-            rows.append(bench.beside(teacher, "bare base, calibrated", model, 1.0, solver_sampler(solver), walked.sigmas))
+            walked, sampler, _ = run_of(model, latent_image, "auto", 1, 1, "", 1.0, settings)
+            rows.append(bench.beside(teacher, "bare base, calibrated", model, 1.0, sampler, torch.tensor(walked.sigmas)))
         labelled = [(each.label, each.pictures[:4]) for each in (teacher, *rows)]
         return io.NodeOutput(as_image(comparison(labelled, (), TILE)), _table(teacher, rows))
 
 
-def _pair_run(with_pair: Any, latent: Any, trained: Trained, cfg: float) -> tuple[str, Any, float, Any, Sequence[float]]:
+def _pair_run(with_pair: Any, latent: Any, trained: Trained, cfg: float) -> tuple[str, Any, float, Any, torch.Tensor]:
     """How Phase Split Sampler would sample the pair when left alone: its own steps, else 5 + 5; its solver, else Euler."""
     counts = (len(trained.split.slow), len(trained.split.fast)) if trained.split else (5, 5)
-    walked, split = walked_of(with_pair, latent, "auto", *counts, "", 1.0, None)
-    solver = own_solver(with_pair, split, 1.0, None)
-    sampler = solver_sampler(solver) if solver else comfy.samplers.sampler_object("euler")
+    walked, sampler, solver = run_of(with_pair, latent, "auto", *counts, "", 1.0, None)
     return "pair", with_pair, 1.0 if solver else trained.guidance or cfg, sampler, pair.tagged_sigmas(walked)
 
 
@@ -123,11 +118,11 @@ class _Bench:
     def __init__(self, positive: Any, negative: Any, latent: Any, vae: Any, seed: int):
         self.positive, self.negative, self.latent, self.vae, self.seed = positive, negative, latent, vae, seed
 
-    def warm(self, model: Any, cfg: float, sampler: Any, ladder: Sequence[float]) -> None:
+    def warm(self, model: Any, cfg: float, sampler: Any, ladder: torch.Tensor) -> None:
         """One step, so that loading the model is not counted."""
-        host.sample(model, self.positive, self.negative, self.latent, self.seed, cfg, sampler, torch.tensor(ladder[:2]))
+        host.sample(model, self.positive, self.negative, self.latent, self.seed, cfg, sampler, ladder[:2])
 
-    def shown(self, name: str, model: Any, cfg: float, sampler: Any, sigmas: Any) -> Shown:
+    def shown(self, name: str, model: Any, cfg: float, sampler: Any, sigmas: torch.Tensor) -> Shown:
         counted, pictures = 0, self.latent["samples"].shape[0]
 
         def counting(executor: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -137,7 +132,6 @@ class _Bench:
 
         patcher = model.clone()
         patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "glance_compare", counting)
-        sigmas = sigmas if isinstance(sigmas, torch.Tensor) else torch.tensor(sigmas)
         began = time.monotonic()
         done = host.sample(patcher, self.positive, self.negative, self.latent, self.seed, cfg, sampler, sigmas)
         seconds = time.monotonic() - began

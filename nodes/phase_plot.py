@@ -19,7 +19,7 @@ from . import student as glue
 from .live import Live, as_image
 from .loader import CATEGORY
 from .samplers import SETTINGS
-from .teacher import taught_by
+from .teacher import taught_by, teacher_inputs
 
 
 class GlancePhasePlot(io.ComfyNode):
@@ -35,11 +35,7 @@ class GlancePhasePlot(io.ComfyNode):
             is_input_list=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The model to look at, without a Glance pair on it."),
-                io.Conditioning.Input("positive", tooltip="A prompt, or several: a list, or combined ones."),
-                io.Conditioning.Input("negative", optional=True, tooltip="As you sample with; needed where cfg is not 1."),
-                io.Latent.Input("latent_image", tooltip="An empty latent; its size decides the ladder."),
-                io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="The guidance the teacher samples with: Qwen-Image 4, FLUX.1-dev 1, the embedded model 4."),
+                *teacher_inputs("A prompt, or several: a list, or combined ones."),
                 io.Int.Input("steps", default=10, min=2, max=1000, tooltip="How many of the teacher's steps to choose."),
                 io.Combo.Input("schedule", options=host.SCHEDULES, tooltip="The teacher's ladder. auto: by the model."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="The noise's seed."),

@@ -70,7 +70,7 @@ def validate_teacher_steps(teacher_steps: str | None) -> bool | str:
     return True
 
 
-def walked_of(
+def _walked(
     model: Any, latent: Any, schedule: str, slow_steps: int, fast_steps: int, teacher_steps: str, denoise: float, settings: Settings | None
 ) -> tuple[core.PhaseSchedule, core.Split]:
     trained = trained_of(model)
@@ -91,7 +91,7 @@ def walked_of(
     return walked, split
 
 
-def own_solver(model: Any, split: core.Split, denoise: float, settings: Settings | None) -> Solver | None:
+def _own_solver(model: Any, split: core.Split, denoise: float, settings: Settings | None) -> Solver | None:
     """The solver fitted for these very steps, of the settings or of the pair; None, and said why, where it does not fit."""
     if settings is not None:
         solver, fitted_for = settings.solver, settings.split
@@ -105,6 +105,18 @@ def own_solver(model: Any, split: core.Split, denoise: float, settings: Settings
         log.warning("Glance: the solver that was fitted for this pair or model does not fit this run (%s): euler is used", why)
         return None
     return solver
+
+
+def run_of(
+    model: Any, latent: Any, schedule: str, slow_steps: int, fast_steps: int, teacher_steps: str, denoise: float, settings: Settings | None,
+    sampler_name: str = "auto",
+) -> tuple[core.PhaseSchedule, Any, Solver | None]:  # fmt: skip
+    """What is walked, the SAMPLER that walks it, and the fitted solver that this is, if it is one; auto: that solver, else euler."""
+    walked, split = _walked(model, latent, schedule, slow_steps, fast_steps, teacher_steps, denoise, settings)
+    solver = _own_solver(model, split, denoise, settings) if sampler_name == "auto" else None
+    if solver is not None:
+        return walked, solver_sampler(solver), solver
+    return walked, comfy.samplers.sampler_object("euler" if sampler_name == "auto" else sampler_name), None
 
 
 class GlanceScheduler(io.ComfyNode):
@@ -140,9 +152,8 @@ class GlanceScheduler(io.ComfyNode):
         cls, model: Any, latent_image: Any, schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = "",
         settings: Settings | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        walked, split = walked_of(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise, settings)
-        solver = own_solver(model, split, denoise, settings)
-        return io.NodeOutput(tagged_sigmas(walked), solver_sampler(solver) if solver else comfy.samplers.sampler_object("euler"))
+        walked, sampler, _ = run_of(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise, settings)
+        return io.NodeOutput(tagged_sigmas(walked), sampler)
 
 
 class PhaseSplitSampler(io.ComfyNode):
@@ -194,13 +205,12 @@ class PhaseSplitSampler(io.ComfyNode):
         cls, model: Any, positive: Any, negative: Any, latent_image: Any, seed: int, cfg: float, sampler_name: str,
         schedule: str, slow_steps: int, fast_steps: int, denoise: float, teacher_steps: str = "", settings: Settings | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        walked, split = walked_of(model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise, settings)
-        solver = own_solver(model, split, denoise, settings) if sampler_name == "auto" else None
+        walked, sampler, solver = run_of(
+            model, latent_image, schedule, slow_steps, fast_steps, teacher_steps, denoise, settings, sampler_name
+        )
         if solver is not None:
-            sampler, cfg = solver_sampler(solver), 1.0  # of the preview; the solver mixes by itself
+            cfg = 1.0  # of the preview; the solver mixes by itself
             log.info("Glance: the fitted solver, %d forwards", solver.forwards)
-        else:
-            sampler = comfy.samplers.sampler_object("euler" if sampler_name == "auto" else sampler_name)
         return io.NodeOutput(host.sample(model, positive, negative, latent_image, seed, cfg, sampler, tagged_sigmas(walked)))
 
 

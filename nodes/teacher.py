@@ -7,11 +7,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from comfy_api.latest import io
 
 from ..glance_core.adapter_metadata import Trained
 from ..glance_core.errors import ScheduleError
 from . import host, pair
 from . import student as glue
+
+
+def teacher_inputs(positive: str) -> list[Any]:
+    """What every node asks that lets the model walk all of its steps; positive: the tooltip of the prompts."""
+    return [
+        io.Model.Input("model", tooltip="The model as it is before Load Glance LoRA."),
+        io.Conditioning.Input("positive", tooltip=positive),
+        io.Conditioning.Input("negative", optional=True, tooltip="As you sample with; needed where cfg is not 1."),
+        io.Latent.Input("latent_image", tooltip="An empty latent; its size decides the ladder."),
+        io.Float.Input(
+            "cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
+            tooltip="The guidance the teacher samples with: Qwen-Image 4, FLUX.1-dev 1, the embedded model 4.",
+        ),
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
