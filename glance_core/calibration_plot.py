@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .calibration import Calibration
-from .loss_plot import COLOURS, FAINT, GAP, HEIGHT, INK, PAPER, WIDTH
+from .loss_plot import COLOURS, FAINT, GAP, HEIGHT, INK, PAPER, WIDTH, dots
 from .schedule import FAST, SLOW
 
 if TYPE_CHECKING:
@@ -51,16 +51,8 @@ def plot_calibration(found: Calibration, ladder: Sequence[float], title: str) ->
     even = found.even.steps
     for at, (name, steps, colours) in enumerate((("even", even, [INK] * len(even)), ("chosen", found.split.steps, phases))):
         y = top + 60 + 110 * at
-        draw.line([(left, y), (right, y)], FAINT, 2)
         draw.text((left, y - 34), name, INK, small)
-        end = -1.0
-        for step, colour in zip(steps, colours, strict=True):
-            x = left + (right - left) * (1 - ladder[step] / ladder[0])
-            draw.ellipse([x - 6, y - 6, x + 6, y + 6], colour)
-            text = str(step + 1)
-            width = small.getlength(text)
-            if x - width / 2 > end:
-                draw.text((x - width / 2, y + 12), text, INK, small)
-                end = x + width / 2 + 4
+        places = [left + (right - left) * (1 - ladder[step] / ladder[0]) for step in steps]
+        dots(draw, small, list(zip(places, (str(step + 1) for step in steps), colours, strict=True)), y, (left, right))
     draw.text((left, bottom + 8), "numbers are teacher steps; blue: Slow, orange: Fast", INK, small)
     return sheet

@@ -105,6 +105,21 @@ class Panel:
         return self.box[3] - (math.log(max(value, self.bounds[0])) - low) / (high - low) * (self.box[3] - self.box[1])
 
 
+def dots(
+    draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, places: Sequence[tuple[float, str, tuple[int, int, int]]],
+    y: float, ends: tuple[float, float],
+) -> None:  # fmt: skip
+    """A line with a disc at each (x, label, colour) and the label below it."""
+    draw.line([(ends[0], y), (ends[1], y)], FAINT, 2)
+    free = -1.0
+    for x, text, colour in places:
+        draw.ellipse([x - 6, y - 6, x + 6, y + 6], colour)
+        width = font.getlength(text)
+        if x - width / 2 > free:  # a label that would touch the one before is left out
+            draw.text((x - width / 2, y + 12), text, INK, font)
+            free = x + width / 2 + 4
+
+
 def _points(slow_steps: int, count: int) -> dict[str, range]:
     return {SLOW: range(slow_steps), FAST: range(slow_steps, count)}
 
@@ -127,6 +142,7 @@ def _ends(history: History, point: int) -> tuple[float | None, float | None]:
 
 
 def bounds_of(values: Sequence[float]) -> tuple[float, float]:
+    """Of a logarithmic axis that shows them."""
     sound = [value for value in values if math.isfinite(value) and value > 0] or [1.0]
     return min(sound) / 1.15, max(sound) * 1.15
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .loss_plot import COLOURS, FAINT, GAP, HEIGHT, INK, PAPER, WIDTH, Panel, bounds_of
+from .loss_plot import COLOURS, GAP, HEIGHT, INK, PAPER, WIDTH, Panel, bounds_of, dots
 from .path import Path
 from .schedule import FAST, SLOW, Split
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
-    from PIL import ImageDraw, ImageFont
 
 
 def plot_path(path: Path, ladders: Mapping[str, Sequence[int]], split: Split, title: str) -> PillowImage.Image:
@@ -28,6 +27,9 @@ def plot_path(path: Path, ladders: Mapping[str, Sequence[int]], split: Split, ti
     def across(step: int) -> float:
         return (path.sigmas[0] - path.sigmas[step]) / falling
 
+    def phase(step: int) -> tuple[int, int, int]:
+        return COLOURS[SLOW if step in split.slow else FAST]
+
     left = Panel(
         draw,
         small,
@@ -36,7 +38,7 @@ def plot_path(path: Path, ladders: Mapping[str, Sequence[int]], split: Split, ti
         bounds_of(path.change),
     )
     for step in split.steps:
-        left.upright(across(step), COLOURS[SLOW if step in split.slow else FAST])
+        left.upright(across(step), phase(step))
     left.line([(across(i + 1), max(value, left.bounds[0])) for i, value in enumerate(path.change)], INK, 3)
     marks = range(0, path.steps, max(1, path.steps // 8))
     for name, values, below in (("sigma", path.sigmas, 8), ("SNR", path.snr, 26)):
@@ -48,20 +50,8 @@ def plot_path(path: Path, ladders: Mapping[str, Sequence[int]], split: Split, ti
     for at, (name, steps) in enumerate(ladders.items()):
         y = box[1] + 44 + at * (box[3] - box[1] - 20) / max(3, len(ladders))
         draw.text((box[0], y - 30), f"{name}: {path.error(steps):.4g}", INK, small)
-        _row(draw, small, [(box[0] + (box[2] - box[0]) * across(step), step) for step in steps], y, (box[0], box[2]), split, steps)
+        colours = [phase(step) if tuple(steps) == split.steps else INK for step in steps]
+        places = [(box[0] + (box[2] - box[0]) * across(step), str(step + 1), colour) for step, colour in zip(steps, colours, strict=True)]
+        dots(draw, small, places, y, (box[0], box[2]))
     draw.text((box[0], HEIGHT - 30), "numbers are teacher steps; blue: Slow, orange: Fast", INK, small)
     return sheet
-
-
-def _row(
-    draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, places: Sequence[tuple[float, int]], y: float,
-    ends: tuple[float, float], split: Split, steps: Sequence[int],
-) -> None:  # fmt: skip
-    draw.line([(ends[0], y), (ends[1], y)], FAINT, 2)
-    ours, free = tuple(steps) == split.steps, -1.0
-    for x, step in places:
-        draw.ellipse([x - 6, y - 6, x + 6, y + 6], COLOURS[SLOW if step in split.slow else FAST] if ours else INK)
-        width = font.getlength(str(step + 1))
-        if x - width / 2 > free:  # a number that would touch the one before is left out
-            draw.text((x - width / 2, y + 9), str(step + 1), INK, font)
-            free = x + width / 2 + 4
