@@ -53,7 +53,7 @@ def comparison(rows: Sequence[tuple[str, Tensor]], captions: Sequence[str], tile
     across, down = round(width * share), round(height * share)
     size = max(15, tile // 13)  # of the labels, which are to be read where the sheet is shown small
     label_font, caption_font = ImageFont.load_default(size), ImageFont.load_default(11)
-    left = 190 if size == 15 else 2 * _MARGIN + max(round(label_font.getlength(line)) for label, _ in rows for line in label.split("\n"))
+    left = max(190, 2 * _MARGIN + max(round(label_font.getlength(line)) for label, _ in rows for line in label.split("\n")))
     wrapped = [_wrapped(caption, across, caption_font) for caption in captions]
     top = max(map(len, wrapped), default=0) * 14 + _MARGIN
     columns = max(len(images) for _, images in rows)

@@ -51,11 +51,14 @@ class Method:
         return len(self.split.steps)
 
     @property
+    def guides(self) -> tuple[bool, ...]:
+        """Which steps are guided."""
+        return self.solver.guides if self.solver is not None else (self.guidance != 1,) * self.steps
+
+    @property
     def forwards(self) -> int:
         """Model evaluations per picture; guidance takes two per step."""
-        if self.solver is not None:
-            return self.solver.forwards
-        return self.steps * (1 if self.guidance == 1 else 2)
+        return self.steps + sum(self.guides)
 
     def paint(
         self, painter: Painter, prompts: Prompts, pair: Mapping[str, Mapping[str, Factor]] | None = None, tick: Ticked | None = None
@@ -64,7 +67,7 @@ class Method:
         if self.with_pair and pair is None:
             raise GlanceError(f"{self.name} needs a pair")
         walked = build_schedule(teacher_sigmas(), self.split)
-        guided = cycle(self.solver.guides if self.solver is not None else (self.guidance != 1,) * self.steps)
+        guided = cycle(self.guides)
 
         def step(count: int) -> None:
             if tick:
