@@ -1,10 +1,11 @@
 PYTHON ?= python3
 SECONDS_OF_TRAINING ?= 60
+WORKERS ?= 2
 
 .PHONY: test env lint demo bench
 
 test: env lint
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 env:
 	@$(PYTHON) tests/env/bootstrap.py
