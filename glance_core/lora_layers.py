@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Linear
 
 from .errors import TrainingError
 from .frozen import Forwards, FrozenLinear, Layer, Part, WeightOf, plain_weight
@@ -174,7 +175,7 @@ def _stand_in(slots: Mapping[str, Slot]) -> nn.Module:
             if part not in at._modules:
                 at.add_module(part, nn.Module())
             at = at.get_submodule(part)
-        leaf = nn.Linear(slot.inside, slot.outside, bias=False, device="meta")
+        leaf = Linear(slot.inside, slot.outside, bias=False, device="meta")
         leaf.weight = nn.Parameter(torch.zeros(1, 1).expand(slot.outside, slot.inside), requires_grad=False)
         at.add_module(parts[-1], leaf)
     return root

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Conv2d, Linear
 
 from .words import COLOURS, GROUNDS, OPPOSITE, POSITIONS, SHAPES, SIZES, TEXTURES
 from .world import Scenes
@@ -35,11 +36,11 @@ class Evaluator(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(*_conv(3, 32, 2, 4), *_conv(32, 48, 1), *_conv(48, 64, 2), *_conv(64, 96, 1), *_conv(96, 96, 1))
-        self.objects = nn.Conv2d(96, OBJECTS, 1)
-        self.places = nn.Linear(48 * 16, PLACES)
-        self.place_in = nn.Conv2d(96, 48, 1)
-        self.texture, self.ground = nn.Linear(96, len(TEXTURES)), nn.Linear(96, len(GROUNDS))
-        self.features = nn.Conv2d(96, FEATURES // 2, 1)
+        self.objects = Conv2d(96, OBJECTS, 1)
+        self.places = Linear(48 * 16, PLACES)
+        self.place_in = Conv2d(96, 48, 1)
+        self.texture, self.ground = Linear(96, len(TEXTURES)), Linear(96, len(GROUNDS))
+        self.features = Conv2d(96, FEATURES // 2, 1)
 
     def forward(self, pixels: Tensor) -> Reading:
         """pixels (B, 3, 32, 32) in [-1, 1]."""
@@ -52,7 +53,7 @@ class Evaluator(nn.Module):
 
 
 def _conv(inside: int, outside: int, stride: int, kernel: int = 3) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(inside, outside, kernel, stride, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()
+    return Conv2d(inside, outside, kernel, stride, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import Linear
 
 from .packing import CHANNELS
 
@@ -44,10 +45,10 @@ class Flux(nn.Module):
         super().__init__()
         self.config = c = config or FluxConfig()
         token = CHANNELS * PATCH * PATCH
-        self.img_in = nn.Linear(token, c.hidden)
+        self.img_in = Linear(token, c.hidden)
         self.time_in = Embedder(256, c.hidden)
         self.vector_in = Embedder(c.text_width, c.hidden)
-        self.txt_in = nn.Linear(c.text_width, c.hidden)
+        self.txt_in = Linear(c.text_width, c.hidden)
         self.double_blocks = nn.ModuleList(DoubleBlock(c) for _ in range(c.depth))
         self.single_blocks = nn.ModuleList(SingleBlock(c) for _ in range(c.depth_single))
         self.final_layer = FinalLayer(c.hidden, token)
@@ -71,8 +72,8 @@ class Flux(nn.Module):
 class Embedder(nn.Module):
     def __init__(self, inside: int, hidden: int) -> None:
         super().__init__()
-        self.in_layer = nn.Linear(inside, hidden)
-        self.out_layer = nn.Linear(hidden, hidden)
+        self.in_layer = Linear(inside, hidden)
+        self.out_layer = Linear(hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.out_layer(F.silu(self.in_layer(x)))
@@ -83,7 +84,7 @@ class Modulation(nn.Module):
     def __init__(self, hidden: int, parts: int) -> None:
         super().__init__()
         self.parts = parts
-        self.lin = nn.Linear(hidden, parts * hidden)
+        self.lin = Linear(hidden, parts * hidden)
 
     def forward(self, vec: Tensor) -> tuple[Tensor, ...]:
         """Shift, scale and gate, each (B, 1, hidden), once or twice."""
@@ -111,9 +112,9 @@ class Scale(nn.Module):
 class SelfAttention(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.qkv = Linear(hidden, 3 * hidden)
         self.norm = QKNorm()
-        self.proj = nn.Linear(hidden, hidden)
+        self.proj = Linear(hidden, hidden)
 
 
 class DoubleBlock(nn.Module):
@@ -149,8 +150,8 @@ class SingleBlock(nn.Module):
         super().__init__()
         d, inner = config.hidden, config.hidden * config.mlp_ratio
         self.split = [3 * d, inner]
-        self.linear1 = nn.Linear(d, 3 * d + inner)
-        self.linear2 = nn.Linear(d + inner, d)
+        self.linear1 = Linear(d, 3 * d + inner)
+        self.linear2 = Linear(d + inner, d)
         self.norm = QKNorm()
         self.modulation = Modulation(d, 3)
 
@@ -165,8 +166,8 @@ class SingleBlock(nn.Module):
 class FinalLayer(nn.Module):
     def __init__(self, hidden: int, out: int) -> None:
         super().__init__()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 2 * hidden))
-        self.linear = nn.Linear(hidden, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(hidden, 2 * hidden))
+        self.linear = Linear(hidden, out)
 
     def forward(self, x: Tensor, vec: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(vec)[:, None].chunk(2, -1)
@@ -175,7 +176,7 @@ class FinalLayer(nn.Module):
 
 
 def mlp(hidden: int, ratio: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(hidden, ratio * hidden), nn.GELU(approximate="tanh"), nn.Linear(ratio * hidden, hidden))
+    return nn.Sequential(Linear(hidden, ratio * hidden), nn.GELU(approximate="tanh"), Linear(ratio * hidden, hidden))
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp import autocast
 from torch.multiprocessing.spawn import start_processes
 
 from ..memory import keep_freed_memory
@@ -151,7 +152,7 @@ class Run:
         settings = self.settings
         generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + self.step) * 64 + self.rank)
         x, sigma, slots, target = batch_of(settings.batch // settings.workers, settings, generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast("cpu", dtype=torch.bfloat16):
             out = self.forward(x, sigma, slots)
         loss = (out.float() - target).square().mean()
         torch.autograd.backward(loss)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Linear
 
 from ..progress import Progress
 from ..tensor_file import write_new
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(steps: int, seed: int) -> Evaluator:
     torch.manual_seed(seed)
     evaluator = Evaluator()
-    probe = nn.Linear(FEATURES, 2 + len(COLOURS) + len(SHAPES) + len(TEXTURES))  # makes the features tell attributes apart
+    probe = Linear(FEATURES, 2 + len(COLOURS) + len(SHAPES) + len(TEXTURES))  # makes the features tell attributes apart
     parameters = [*evaluator.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)

@@ -11,6 +11,7 @@ import re
 
 import torch
 from torch import nn
+from torch.nn import Embedding
 
 from ..errors import PromptError
 
@@ -109,8 +110,8 @@ class TextTable(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.word = nn.Embedding(len(WORDS), width)
-        self.slot = nn.Embedding(len(SLOTS), width)
+        self.word = Embedding(len(WORDS), width)
+        self.slot = Embedding(len(SLOTS), width)
 
     def forward(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """slots (B, 9), integer -> tokens (B, 9, width), pooled (B, width)."""

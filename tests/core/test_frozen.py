@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.nn import Linear
 
 from glance_core.frozen import FrozenLinear, Layer, Part, Recomputed, forwards, plain_weight
 from glance_core.lora_layers import Lora, LoraLayers, whole_slots
@@ -131,8 +132,8 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.blocks = nn.ModuleList([nn.Linear(5, 16), nn.Linear(16, 16)])
-        self.out = nn.Linear(16, 4)
+        self.blocks = nn.ModuleList([Linear(5, 16), Linear(16, 16)])
+        self.out = Linear(16, 4)
 
     def forward(self, x):
         for block in self.blocks:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import Linear
 
 from glance_core.errors import GlanceError
 from glance_core.objectives import FlowMatching, both, losses, rollout
@@ -21,7 +22,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.one, self.two = nn.Linear(5, 16), nn.Linear(16, 4)
+        self.one, self.two = Linear(5, 16), Linear(16, 4)
 
     def forward(self, x, sigma, rows=None):
         return self.two(torch.tanh(self.one(torch.cat([x, sigma[:, None]], 1))))

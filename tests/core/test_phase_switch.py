@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn import Conv2d, Linear
 
 from glance_core.errors import SwitchError
 from glance_core.phase_switch import LowRank, PhaseSwitch, PhaseWeights, check_update, find_module, phase_index
@@ -29,10 +30,10 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.qkv = nn.Linear(8, 24)
-        self.proj = nn.Linear(24, 8, bias=False)
+        self.qkv = Linear(8, 24)
+        self.proj = Linear(24, 8, bias=False)
         self.foreign = Foreign(8, 6)
-        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.conv = Conv2d(3, 4, 3, stride=2, padding=1)
 
     def forward(self, x):
         return self.foreign(self.proj(self.qkv(x)), offset=2.0)

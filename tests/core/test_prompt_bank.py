@@ -9,7 +9,7 @@ from glance_core.prompt_bank import SIZE, bank
 
 CJK = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 UNSPACED = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")  # Chinese and Japanese, where about two characters make a word
-QUOTED = re.compile(r'"[^"]+"|“[^”]+”|„[^“]+“|«[^»]+»|「[^」]+」')
+QUOTED = re.compile(r'"[^"]+"|“[^”]+”|„[^“]+“|«[^»]+»|\u300c[^\u300d]+\u300d')
 
 
 def words(prompt: str) -> int:

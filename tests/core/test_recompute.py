@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from torch import nn
+from torch.nn import Linear
 from torch.utils.checkpoint import checkpoint
 
 from glance_core.errors import TrainingError
@@ -38,7 +39,7 @@ class Block(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.img, self.txt = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.img, self.txt = Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH)
 
     def forward(self, streams, vec, index, options=None, *, mask=None):
         (modulation, shift), img, txt = vec, streams.img, streams.txt
@@ -53,10 +54,10 @@ class Model(nn.Module):
     def __init__(self, blocks=3):
         super().__init__()
         torch.manual_seed(0)
-        self.into = nn.Linear(WIDTH, WIDTH)
-        self.mods = nn.Linear(WIDTH, 3 * WIDTH)
+        self.into = Linear(WIDTH, WIDTH)
+        self.mods = Linear(WIDTH, 3 * WIDTH)
         self.blocks = nn.ModuleList(Block() for _ in range(blocks))
-        self.out = nn.Linear(WIDTH, WIDTH)
+        self.out = Linear(WIDTH, WIDTH)
 
     def forward(self, x):
         options = {"strength": 0.9}
@@ -169,7 +170,7 @@ def test_without_gradients_a_block_just_runs():
 
 
 def test_a_model_that_has_no_blocks_or_does_not_call_them_is_told():
-    none = recomputed(blocks_of(nn.Sequential(nn.Linear(2, 2))), "the plain one", Saves())
+    none = recomputed(blocks_of(nn.Sequential(Linear(2, 2))), "the plain one", Saves())
     with pytest.raises(TrainingError, match="the plain one has no blocks that gradient_checkpointing could take; switch it off"):
         none.__enter__()
     model, _, _ = prepared()
@@ -186,7 +187,7 @@ class Odd(nn.Module):
     def __init__(self, takes, gives):
         super().__init__()
         torch.manual_seed(0)
-        self.into = nn.Linear(WIDTH, WIDTH)
+        self.into = Linear(WIDTH, WIDTH)
         self.blocks = nn.ModuleList([OddBlock(takes[1], gives[0])])
         self.takes, self.gives = takes, gives
 
@@ -197,7 +198,7 @@ class Odd(nn.Module):
 class OddBlock(nn.Module):
     def __init__(self, unpack, gives):
         super().__init__()
-        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.inner = Linear(WIDTH, WIDTH)
         self.unpack, self.gives = unpack, gives
 
     def forward(self, given):

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import Linear
 
 from glance_core.adapter_metadata import Trained
 from glance_core.checkpoint import load_run, save_run
@@ -43,7 +44,7 @@ class Net(nn.Module):
     def __init__(self, in_place=False):
         super().__init__()
         torch.manual_seed(0)
-        self.one, self.mid, self.two = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.one, self.mid, self.two = Linear(5, 8), Linear(8, 8), Linear(8, 4)
         self.in_place = in_place
 
     def forward(self, x, sigma, rows):

@@ -6,6 +6,7 @@ from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.nn import Conv2d, LayerNorm, Linear
 
 from glance_core import targets
 from glance_core.errors import TrainingError
@@ -125,7 +126,7 @@ class HostLinear(nn.Module):
 
 
 def test_a_hosts_own_linear_is_one_and_a_convolution_is_none():
-    model = nn.ModuleDict({"a": HostLinear(), "b": nn.Linear(4, 6), "c": nn.Conv2d(4, 6, 1), "d": nn.LayerNorm(4)})
+    model = nn.ModuleDict({"a": HostLinear(), "b": Linear(4, 6), "c": Conv2d(4, 6, 1), "d": LayerNorm(4)})
     assert [name for name, module in model.items() if is_linear(module)] == ["a", "b"]
     assert whole_slots(model, ".+") == {"a": Slot("a", 4, 6), "b": Slot("b", 4, 6)}
 
@@ -146,8 +147,8 @@ def test_a_lora_is_made_for_every_chosen_name_with_its_widths(architecture):
 def test_a_fused_layer_is_trained_in_its_slices(pieces):
     """Beside PEFT's own layers on separate Linears that hold the same rows."""
     torch.manual_seed(0)
-    fused = nn.Sequential(nn.Linear(5, 4 * pieces)).requires_grad_(False)
-    apart = nn.ModuleDict({f"to_{i}": nn.Linear(5, 4) for i in range(pieces)}).requires_grad_(False)
+    fused = nn.Sequential(Linear(5, 4 * pieces)).requires_grad_(False)
+    apart = nn.ModuleDict({f"to_{i}": Linear(5, 4) for i in range(pieces)}).requires_grad_(False)
     for i, layer in enumerate(apart.values()):
         layer.weight.copy_(fused[0].weight[4 * i : 4 * i + 4])
         layer.bias.copy_(fused[0].bias[4 * i : 4 * i + 4])

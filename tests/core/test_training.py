@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.nn import Linear
 
 from glance_core.errors import TrainingError
 from glance_core.lora_layers import Lora, whole_slots
@@ -26,7 +27,7 @@ SETTINGS = TrainingSettings(Lora(4, 8.0), steps=40, batch=8, learning_rate=1e-2,
 class Block(nn.Module):
     def __init__(self, in_place):
         super().__init__()
-        self.lin, self.gate = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.lin, self.gate = Linear(16, 16), Linear(16, 16)
         self.in_place = in_place
 
     def forward(self, h):
@@ -43,7 +44,7 @@ class Net(nn.Module):
     def __init__(self, in_place=False):
         super().__init__()
         torch.manual_seed(0)
-        self.one, self.two = nn.Linear(5, 16), nn.Linear(16, 4)
+        self.one, self.two = Linear(5, 16), Linear(16, 4)
         self.blocks = nn.ModuleList(Block(in_place) for _ in range(2))
 
     def forward(self, x, sigma):

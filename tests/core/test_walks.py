@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import Linear
 
 from glance_core.draws import Draws
 from glance_core.errors import TrainingError
@@ -28,7 +29,7 @@ SETTINGS = TrainingSettings(Lora(4, 4.0), steps=6, batch=3, learning_rate=1e-2, 
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.lin, self.gate = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.lin, self.gate = Linear(12, 12), Linear(12, 12)
 
     def forward(self, h):
         h += torch.tanh(self.lin(h)) * self.gate(h)
@@ -41,7 +42,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.one, self.two = nn.Linear(6, 12), nn.Linear(12, 4)
+        self.one, self.two = Linear(6, 12), Linear(12, 4)
         self.blocks = nn.ModuleList(Block() for _ in range(2))
 
     def forward(self, x, sigma, rows):
