@@ -65,7 +65,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """Numbers of one entry; column: PSNR (n,) by picture; others [value, standard error over pictures]."""
+    """Numbers of one entry; threads: that it was trained on; column: PSNR (n,) by picture; others [value, standard error over pictures]."""
 
     method: str
     steps: int
@@ -74,6 +74,7 @@ class Row:
     seed: int | None
     kept: str | None
     train_s: float | None
+    threads: int | None
     all_right: list[float]
     background: list[float]
     fd: list[float] | None
@@ -153,7 +154,7 @@ class Bench:
     def run(self) -> dict[str, Any]:
         """Raises GlanceError for what cannot be trained."""
         teacher = self.judge.teacher_row()
-        rows = [Row("teacher", 50, 100, 0, None, None, None, _pair(teacher.all_right), _pair(teacher.background), None, None)]
+        rows = [Row("teacher", 50, 100, 0, None, None, None, None, _pair(teacher.all_right), _pair(teacher.background), None, None)]
         rows += [self._row(entry) for entry in entries(self.options.seeds, self.options.prompts) if self._wanted(entry)]
         controls = {row.forwards: row for row in sorted(rows, key=_mean) if row.method.startswith("base, searched")}
         machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -202,13 +203,13 @@ class Bench:
         elif method is None:
             learnt = with_noise(drawn(entry.prompts, entry.seed or 0), entry.seed or 0, 1)
             method, _ = calibrated(self.painter, learnt.slots, learnt.latents, 10, 60.0)
-        train_s = None if entry.method else round(time.monotonic() - begun, 1)
+        train_s, threads = (None, None) if entry.method else (round(time.monotonic() - begun, 1), torch.get_num_threads())
         with Progress(entry.name, method.forwards * len(self.asked)) as bar:
             pictures = method.paint(self.painter, self.asked, factors, lambda forwards: bar.step(count=forwards))
         row = self.judge.row(entry.name, pictures, method.steps, method.forwards, 0.0)
         assert row.fd is not None
         column = [round(value, 4) for value in psnr(pictures, self.teacher).tolist()]
-        return Row(entry.name, method.steps, method.forwards, entry.prompts, entry.seed, kept, train_s, _pair(row.all_right),
+        return Row(entry.name, method.steps, method.forwards, entry.prompts, entry.seed, kept, train_s, threads, _pair(row.all_right),
                    _pair(row.background), _pair(row.fd), column)  # fmt: skip
 
 
@@ -251,13 +252,17 @@ def table(measured: dict[str, Any]) -> str:
             _shown(rows, "paired_to_control", 2, "+"),
             *(_shown(rows, name, 3) for name in ("background", "all_right", "fd")),
         ]
-        seconds = [row["train_s"] for row in rows if row["train_s"] is not None]
-        lines.append("| " + " | ".join([*cells, f"{sum(seconds) / len(seconds):.0f}" if seconds else "-"]) + " |")
+        lines.append("| " + " | ".join([*cells, _training(rows)]) + " |")
     note = (
         f"{measured['count']} prompts drawn by seed {measured['seed']}, {measured['date']}; ± one standard error over pictures, and where there are "
-        f"several seeds of training a second ± over those; {measured['machine']}."
+        f"several seeds of training a second ± over those; training is told run by run, * on one thread; {measured['machine']}."
     )
     return "\n".join([*lines, "", note])
+
+
+def _training(rows: list[dict[str, Any]]) -> str:
+    """Seconds of each run, those on one thread marked."""
+    return ", ".join(f"{row['train_s']:.0f}" + ("*" if row["threads"] == 1 else "") for row in rows if row["train_s"] is not None) or "-"
 
 
 def _parts(method: str) -> int:

@@ -60,15 +60,15 @@ def test_what_was_measured_stays(measured, monkeypatch):
 
 
 def test_the_table_says_what_the_rows_hold(measured):
-    row = {"method": "end to end", "steps": 5, "forwards": 10, "prompts": 64, "kept": "slow, fast", "train_s": 200.0, "psnr": 30.0, "psnr_error": 0.1,
+    row = {"method": "end to end", "steps": 5, "forwards": 10, "prompts": 64, "kept": "slow, fast", "train_s": 200.0, "threads": 2, "psnr": 30.0, "psnr_error": 0.1,
            "paired_to_control": 1.5, "paired_to_control_error": 0.1, "all_right": 0.85, "all_right_error": 0.01, "background": 0.9,
            "background_error": 0.01, "fd": 0.03, "fd_error": 0.005}  # fmt: skip
-    rows = [{**row, "seed": 0}, {**row, "seed": 1, "psnr": 31.0, "kept": "slow, fast, solver", "train_s": 300.0}]
+    rows = [{**row, "seed": 0}, {**row, "seed": 1, "psnr": 31.0, "kept": "slow, fast, solver", "train_s": 300.0, "threads": 1}]
     told = quality.table({**measured[1], "rows": rows})
     line = next(line for line in told.splitlines() if line.startswith("| end to end"))
     assert line == (
         "| end to end (kept: slow, fast) | 64 | 5 | 10 | 30.50 ± 0.10 ± 0.50 | +1.50 ± 0.10 ± 0.00 | 0.900 ± 0.010 ± 0.000 | 0.850 ± 0.010 ± 0.000 "
-        "| 0.030 ± 0.005 ± 0.000 | 250 |"
+        "| 0.030 ± 0.005 ± 0.000 | 200, 300* |"
     )
     assert "32 prompts drawn by seed 777" in told
     json.dumps(measured[1])
