@@ -123,7 +123,11 @@ def run(page: Page, seconds: float) -> None:
 
 def hide_bars(page: Page) -> None:
     page.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
-    page.add_style_tag(content="[aria-label='Show Menu'] { display: none }")
+    # not add_style_tag: it fails for whatever the page's security policy blocks meanwhile
+    page.evaluate(
+        "css => document.head.append(Object.assign(document.createElement('style'), { textContent: css }))",
+        "[aria-label='Show Menu'] { display: none }",
+    )
 
 
 def fit_view(page: Page, share: float) -> None:

@@ -38,11 +38,22 @@ def test_a_page_says_what_when_and_each_input_and_output_there_is(name, schemas)
     text, schema = page(name), schemas[name]
     assert text.startswith(f"# {schema.display_name}\n")
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == HEADINGS
-    assert "```" in section(text, "When")  # the graph
+    assert f"](pictures/{name}.jpg)" in section(text, "When")
     rows = [line.split(" | ")[0] for line in section(text, "Inputs").splitlines() if line.startswith("| `")]
     assert {each for row in rows for each in re.findall(r"`(\w+)`", row)} == {each.id for each in schema.inputs}
     assert set(re.findall(r"\*\*(\w+)\*\*", section(text, "Outputs"))) == {each.display_name for each in schema.outputs}
     assert section(text, "Typical mistakes").count("\n- ") >= 1
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_pages_picture_shows_the_node_as_it_is(name, schemas):
+    pictures = comfyui.PACK / "web/docs/pictures"
+    assert (pictures / f"{name}.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+    sockets, widgets, outputs = json.loads((pictures / "drawn.json").read_text(encoding="utf-8"))[name]
+    assert outputs == [each.display_name for each in schemas[name].outputs]
+    shown = [each.id for each in sorted(schemas[name].inputs, key=lambda each: each.optional)]  # the browser draws optional ones last
+    assert sorted(sockets + widgets) == sorted(shown)
+    assert sockets == [each for each in shown if each in sockets] and widgets == [each for each in shown if each in widgets]
 
 
 @pytest.mark.parametrize("name", NODES)
