@@ -8,6 +8,8 @@ try:
     from comfy_api.latest import ComfyExtension
 except ImportError as error:  # tests, tools and `python -m glance_core` on a machine without ComfyUI
     if "folder_paths" in sys.modules:
+        if not (error.name or "").startswith("comfy_api"):  # a part of ComfyUI is missing, and says so itself
+            raise
         raise ImportError("Glance needs ComfyUI 0.33 or newer; update ComfyUI") from error
     ComfyExtension = None
 
