@@ -43,6 +43,19 @@ def paired(column: Tensor, control: Tensor) -> Measure:
     return Measure.of(column.double() - control.double())
 
 
+def trimmed(column: Tensor) -> Measure:
+    """Mean of a column (n,) without its lowest and its highest fifth, and the standard error of that (Tukey and McLaughlin 1963).
+
+    A few pictures that turn out as another scene move a plain mean of decibels by as much as all others together: differences of two
+    methods had a kurtosis of 10 on the embedded model. Below 5 values nothing is cut.
+    """
+    Measure.of(column)  # refuses what has no error
+    ordered = column.double().sort().values
+    n, cut = len(ordered), len(ordered) // 5
+    held = ordered.clamp(ordered[cut], ordered[n - 1 - cut])  # winsorized: its spread is that of the trimmed mean
+    return Measure(float(ordered[cut : n - cut].mean()), float(held.std() / ((1 - 2 * cut / n) * n**0.5)))
+
+
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio (n,) in dB of images (n, C, H, W) in [-1, 1], clamped to it; equal images give 100 dB."""
     if images.shape != reference.shape:

@@ -41,9 +41,8 @@ class Choice:
             return f"{self.verdict}; kept {self.names}"
         beside = Verdict(self.tried[everything], self.verdict.pair, self.verdict.examples)
         if not self.kept:
-            return (
-                f"NOTHING OF IT HELPED, so the files have no effect: all that was trained comes to {beside.difference} on {beside.examples}"
-            )
+            typical = f", {beside.typical:+.2f} dB without the fifths that differ most" if len(beside.pair) > 4 else ""
+            return f"NOTHING OF IT HELPED, so the files have no effect: all that was trained comes to {beside.difference} on {beside.examples}{typical}"
         dropped = named(tuple(part for part in everything if part not in self.kept))
         return f"{self.verdict}; kept {self.names}, not {dropped}: all that was trained comes to {beside.difference} beside it"
 
@@ -76,14 +75,14 @@ def only(outcome: Outcome, kept: Parts, start: Solver | None) -> Outcome:
 def what_helps(
     outcome: Outcome, start: Solver | None, near: Callable[[Outcome], Tensor], examples: str, everything: bool = False
 ) -> Choice:
-    """The set of parts that comes nearest to the teacher, and nothing where that is within a standard error of the bare base.
+    """The set of parts that comes nearest to the teacher by its trimmed mean, and nothing where that is within a standard error of the bare base.
 
     near(outcome): PSNR (n,) in dB on held-out examples, the same ones each time; examples: what they were. everything: keep all parts, and
     tell what they do.
     """
     parts = parts_of(outcome, start)
     tried = {kept: near(only(outcome, kept, start)) for kept in sets_of(parts, everything)}
-    kept = parts if everything else max(tried, key=lambda each: float(tried[each].mean()))
+    kept = parts if everything else max(tried, key=lambda each: Verdict(tried[each], tried[()], examples).typical)
     if not everything and not Verdict(tried[kept], tried[()], examples).sure:
         kept = ()
     return Choice(only(outcome, kept, start), kept, Verdict(tried[kept], tried[()], examples), tried)

@@ -53,8 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--save-every", type=int, default=20, help="steps between checkpoints; 0: only where the run is stopped (default 20)"
     )
     parser.add_argument("--judged", type=int, default=64, metavar="N", help="unseen prompts to compare pair and base on (default 64)")
-    parser.add_argument("--held-out", type=int, default=24, metavar="N",
-                        help="prompts that decide which of Slow, Fast and solver are kept; 0: keep them all (default 24)")  # fmt: skip
+    parser.add_argument("--held-out", type=int, default=48, metavar="N",
+                        help="prompts that decide which of Slow, Fast and solver are kept; 0: keep them all (default 48)")  # fmt: skip
     parser.add_argument("--name", default="glance_tiny", help="the files' (default glance_tiny)")
     parser.add_argument("--out", type=Path, default=Path("glance_trained"), help="their folder (default glance_trained)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with the unfinished run of this name")

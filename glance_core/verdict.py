@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .errors import TrainingError
-from .metrics import Measure, paired
+from .metrics import Measure, paired, trimmed
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,13 @@ class Verdict:
 
     @property
     def sure(self) -> bool:
-        """Whether the pair is nearer by more than a standard error; with one example, at all."""
-        return self.gain > (paired(self.pair, self.base).error if len(self.pair) > 1 else 0.0)
+        """Whether the pair is nearer by more than a standard error, by trimmed means; with one example, at all."""
+        return self.typical > (trimmed(self.pair - self.base).error if len(self.pair) > 1 else 0.0)
+
+    @property
+    def typical(self) -> float:
+        """The gain in dB without the examples that differ most, either way: what choices are made by."""
+        return trimmed(self.pair - self.base).value if len(self.pair) > 1 else self.gain
 
     @property
     def difference(self) -> str:

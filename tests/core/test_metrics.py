@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glance_core.errors import GlanceError
-from glance_core.metrics import Measure, frechet, frechet_measure, jackknife, paired, psnr, trajectory_error
+from glance_core.metrics import Measure, frechet, frechet_measure, jackknife, paired, psnr, trajectory_error, trimmed
 
 
 def test_psnr_of_a_constant_difference_is_the_textbook_value():
@@ -53,6 +53,16 @@ def test_frechet_of_separate_gaussians_is_the_closed_form():
     unit = unit @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(unit.T))).T  # exactly zero mean, unit covariance
     a, b = unit * torch.tensor([1.0, 2.0, 3.0]), unit * torch.tensor([2.0, 2.0, 0.5]) + torch.tensor([1.0, 0.0, -2.0])
     assert frechet(a, b) == pytest.approx((1 + 4) + (1 + 0 + 6.25), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 4, 5, 24, 1001])
+def test_a_trimmed_mean_and_its_error_are_scipys(count):
+    stats = pytest.importorskip("scipy.stats")
+    column = torch.randn(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64) ** 3
+    found = trimmed(column)
+    assert found.value == pytest.approx(stats.trim_mean(column.numpy(), 0.2), abs=1e-12)
+    nominal = float(stats.mstats.trimmed_stde(column.numpy(), (0.2, 0.2), (True, True)))  # divides by the share asked for, not by that cut
+    assert found.error == pytest.approx(nominal * 0.6 / (1 - 2 * (count // 5) / count), rel=1e-9)
 
 
 def test_frechet_agrees_with_scipys_matrix_root():

@@ -12,6 +12,7 @@ from glance_core.parts import only, parts_of, sets_of, what_helps
 from glance_core.schedule import FAST, SLOW
 from glance_core.solver import guided
 from glance_core.training import Outcome
+from glance_core.verdict import Verdict
 
 START, LEARNT = guided((1.0, 0.5, 0.0), 3.0), guided((1.0, 0.5, 0.0), 2.5, 0.2)
 BASE = torch.tensor([24.0, 26.0, 28.0, 25.0])
@@ -52,6 +53,18 @@ def test_a_gain_within_its_standard_error_is_none():
     assert found.kept == ()
     assert torch.equal(found.verdict.pair, found.verdict.base)
     assert str(found).startswith("NOTHING OF IT HELPED, so the files have no effect: all that was trained comes to -1.90 ± ")
+
+
+def test_one_example_of_ten_that_turns_out_otherwise_decides_nothing():
+    base = torch.full((10,), 30.0)
+    better = torch.linspace(0.5, 1.5, 10)
+    flipped = better.clone()
+    flipped[3] = -15.0  # another scene altogether
+    assert Verdict(base + flipped, base, "10").gain < 0 and Verdict(base + flipped, base, "10").sure
+    assert not Verdict(base - better, base, "10").sure
+    lucky = -better
+    lucky[3] = 15.0
+    assert Verdict(base + lucky, base, "10").gain > 0 and not Verdict(base + lucky, base, "10").sure
 
 
 def test_what_is_dropped_has_no_effect_and_the_rest_is_as_it_was():
