@@ -2,7 +2,7 @@ PYTHON ?= python3
 SECONDS_OF_TRAINING ?= 60
 WORKERS ?= 2
 
-.PHONY: test env lint demo bench
+.PHONY: test env demo-env lint demo bench
 
 test: env lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
@@ -15,7 +15,10 @@ lint: env
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-demo: env
+demo-env:
+	@$(PYTHON) tests/env/bootstrap.py demo
+
+demo: demo-env
 	.venv/bin/python -m glance_core demo --seconds $(SECONDS_OF_TRAINING)
 
 bench: env

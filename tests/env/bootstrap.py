@@ -1,6 +1,6 @@
-"""Make .venv hold everything the tests need; run again whenever, it does nothing where nothing changed.
+"""Make .venv hold everything the tests need, or with `demo` only what the demo does; run again whenever, it does nothing where nothing changed.
 
-With a ComfyUI at hand (tests/host/comfyui.py says where it is looked for) its requirements are installed too.
+For the tests, with a ComfyUI at hand (tests/host/comfyui.py says where it is looked for), its requirements are installed too.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ ROOT = HERE.parents[1]
 VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
 PYTHON = BIN / "python"
-COMPANIONS = {"torchvision": "0.28.0", "torchaudio": "2.11.0"}  # of the torch in requirements.txt, installed without their CUDA
+PINNED = [HERE / "demo.txt", HERE / "requirements.txt"]
+COMPANIONS = {"torchvision": "0.28.0", "torchaudio": "2.11.0"}  # of the torch in demo.txt, installed without their CUDA
 
 sys.path.insert(0, str(HERE.parent / "host"))
 import comfyui  # noqa: E402
@@ -23,19 +24,25 @@ import comfyui  # noqa: E402
 def main() -> None:
     if sys.version_info < (3, 11):
         sys.exit(f"the pinned test tools need Python 3.11 or newer, this is {sys.version.split()[0]}; run make with PYTHON=python3.11")
-    host = comfyui.find()
-    wanted = [HERE / "requirements.txt", *([host / "requirements.txt"] if host else [])]
-    stamp = VENV / "glance-tests-installed"
-    state = hashlib.sha256(b"".join(p.read_bytes() for p in [*wanted, Path(__file__)])).hexdigest()
     if not PYTHON.exists():
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    if sys.argv[1:] == ["demo"]:
+        install("demo", [HERE / "demo.txt"])
+    else:
+        install("tests", PINNED, comfyui.find())
+
+
+def install(goal: str, pinned: list[Path], host: Path | None = None) -> None:
+    """Into .venv, unless it was done from these very files."""
+    files = [*pinned, *([host / "requirements.txt"] if host else []), Path(__file__)]
+    stamp, state = VENV / f"glance-{goal}-installed", hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     if stamp.exists() and stamp.read_text() == state:
         return
-    print("installing what the tests need into .venv (several minutes the first time)", flush=True)
-    pip("-r", wanted[0])
+    print(f"installing into .venv what is needed for the {goal} (several minutes the first time)", flush=True)
+    pip(*(word for file in pinned for word in ("-r", file)))
     if host:
         print(f"ComfyUI at hand: {host}", flush=True)
-        install_comfyui_requirements(wanted[1])
+        install_comfyui_requirements(host / "requirements.txt")
     stamp.write_text(state)
 
 
@@ -47,7 +54,7 @@ def install_comfyui_requirements(requirements: Path) -> None:
     pip("--no-deps", *(f"{name}=={version}" for name, version in COMPANIONS.items()))
     rest = VENV / "comfyui-requirements.txt"
     rest.write_text("\n".join(line for line in requirements.read_text().splitlines() if line.strip() not in ("torch", *COMPANIONS)))
-    pip("-r", rest, "-c", HERE / "requirements.txt")
+    pip("-r", rest, *(word for file in PINNED for word in ("-c", file)))
     if not imports("torchaudio"):  # built for CUDA; without its compiled part it falls back to Python
         for library in (site_packages() / "torchaudio" / "lib").glob("*.so"):
             library.unlink()

@@ -5,6 +5,7 @@ import re
 
 import comfyui
 import pytest
+import write_labels
 
 LANGUAGES = ("zh", "ja")
 NODES = [
@@ -75,7 +76,11 @@ def test_the_labels_are_those_of_the_nodes_inputs_and_outputs(language, name, sc
         assert each["name"] and re.search(r"[\u3040-\u30ff\u4e00-\u9fff]", each["tooltip"])
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_english_labels_are_the_schemas_own(schemas):
+    assert (comfyui.PACK / "locales/en/nodeDefs.json").read_text(encoding="utf-8") == write_labels.english(schemas)
+
+
+@pytest.mark.parametrize("language", ("en", *LANGUAGES))
 def test_the_host_hands_the_labels_out(language, tmp_path, monkeypatch):
     import folder_paths
     from app.custom_node_manager import CustomNodeManager
