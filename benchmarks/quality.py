@@ -93,9 +93,10 @@ def main() -> int:
     parser.add_argument("--only", metavar="TEXT", help="only rows whose name holds this, and the controls")
     parser.add_argument("--out", type=Path, default=Path("glance_quality"), help="where rows are kept (default glance_quality)")
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the table of a run's JSON, and measure nothing")
+    parser.add_argument("--forwards", type=int, help="with --show: only the rows with so many forwards, and the teacher")
     options = parser.parse_args()
     if options.show:
-        print(table(json.loads(options.show.read_text(encoding="utf-8"))))
+        print(table(json.loads(options.show.read_text(encoding="utf-8")), options.forwards))
         return 0
     if not 32 <= options.count <= REFERENCES or options.seeds < 1 or options.prompts < 1:
         parser.error(f"give --count 32 to {REFERENCES}, and --seeds and --prompts of at least 1")
@@ -235,10 +236,12 @@ def _told(row: Row, control: Row | None) -> dict[str, Any]:
     return told
 
 
-def table(measured: dict[str, Any]) -> str:
-    """Markdown: one line for each method, seeds side by side as their mean, with the error over pictures and over seeds."""
+def table(measured: dict[str, Any], only: int | None = None) -> str:
+    """Markdown: one line for each method, seeds side by side as their mean, with the error over pictures and over seeds. only: forwards."""
     together: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in measured["rows"]:
+        if only not in (None, row["forwards"]) and row["method"] != "teacher":
+            continue
         together.setdefault((row["method"], row["steps"], row["forwards"], row["prompts"]), []).append(row)
     lines = [
         "| method | prompts | steps | forwards | PSNR, dB | to the control, dB | background | all right | FD | training, s |",

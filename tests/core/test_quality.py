@@ -93,7 +93,8 @@ def test_there_is_a_control_for_every_number_of_forwards_that_is_compared():
     assert min(walk.forwards for walk in searched_walks()) == 2
 
 
-def test_the_readmes_table_is_the_one_of_the_last_run():
+@pytest.mark.parametrize("page, forwards", [("README.md", 10), ("docs/QUALITY.md", None)])
+def test_the_tables_that_are_shown_are_those_of_the_last_run(page, forwards):
     root = Path(__file__).resolve().parents[2]
-    shown = (root / "README.md").read_text(encoding="utf-8").split("--show docs/quality.json -->\n")[1].split("<!-- end -->")[0]
-    assert shown.strip() == quality.table(json.loads((root / "docs/quality.json").read_text(encoding="utf-8")))
+    shown = (root / page).read_text(encoding="utf-8").split("--show docs/quality.json")[1].split("-->\n", 1)[1].split("<!-- end -->")[0]
+    assert shown.strip() == quality.table(json.loads((root / "docs/quality.json").read_text(encoding="utf-8")), forwards)
