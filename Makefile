@@ -23,4 +23,5 @@ demo: demo-env
 
 bench: env
 	.venv/bin/python -m benchmarks.sampling
+	.venv/bin/python -m benchmarks.startup
 	.venv/bin/python -m benchmarks.quality
