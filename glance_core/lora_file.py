@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from .adapter_metadata import Trained, read_trained
 from .errors import AdapterError
 from .tensor_file import read_tensors
 
+_REPEATS = re.compile(r"[*+{]")
+_SLOW = re.compile(r"\)[*+{]|\(\?[^:]")  # a repeated group or a look-around: with those a pattern can take for ever
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -187,7 +190,7 @@ class _StatedScale:
         if alpha is not None:
             return alpha, alpha / rank
         if self._config:
-            alpha = _number(_by_pattern(self._config.get("alpha_pattern"), module)) or _number(self._config.get("lora_alpha"))
+            alpha = _number(_by_pattern(self._path, self._config.get("alpha_pattern"), module)) or _number(self._config.get("lora_alpha"))
             if alpha is not None:
                 if self._config.get("use_rslora"):
                     self._counts[f"no alpha in the tensors: rank-stabilised alpha / sqrt(rank) from {self._where}"] += 1
@@ -231,11 +234,22 @@ def _json_object(text: str, what: str) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {}
 
 
-def _by_pattern(patterns: Any, module: str) -> Any:
-    """PEFT's rule for rank_pattern and alpha_pattern: the module's name ends with the key."""
+def _by_pattern(path: Path, patterns: Any, module: str) -> Any:
+    """PEFT's rule for alpha_pattern: the key, a regular expression, matches the end of the name from its start or from a dot on."""
     if not isinstance(patterns, dict):
         return None
-    return next((v for k, v in patterns.items() if module == k or module.endswith("." + k.strip("^$"))), None)
+    for pattern, value in patterns.items():
+        try:
+            if len(pattern) > 200 or len(module) > 200 or len(_REPEATS.findall(pattern)) > 3 or _SLOW.search(pattern):
+                raise re.error("it could take for ever")
+            found = re.fullmatch(rf"(.*\.)?({pattern})", module)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise AdapterError(
+                f"{path.name}: {pattern[:60]!r} in PEFT's alpha_pattern cannot be read ({error}); write the modules' names in its place"
+            ) from error
+        if found:
+            return value
+    return None
 
 
 def _number(value: Any) -> float | None:

@@ -120,6 +120,29 @@ def test_a_file_peft_saves_takes_alpha_from_the_configuration_beside_it(rslora, 
     assert adapter.bases == {"qwen-image"}
 
 
+ALPHAS = {r"^transformer_blocks\.0\..*": 2, "1.attn.to_q": 8, "img_mlp.net.2": 32, r"add_(q|k)_proj": 3, "to_k|to_v": 5}
+
+
+def test_alphas_by_pattern_are_those_that_peft_gives_its_own_layers(tmp_path):
+    """Regular expressions too, of which the first that matches counts; names that end alike but for a dot are others."""
+    model = peft.get_peft_model(tiny_qwen(), LoraConfig(r=4, lora_alpha=16, alpha_pattern=ALPHAS, target_modules=QWEN_TARGETS))
+    model.save_pretrained(tmp_path)
+    layers = model.base_model.model.named_modules()
+    expected = {name: layer.scaling["default"] for name, layer in layers if hasattr(layer, "scaling")}
+    assert len(set(expected.values())) == 6
+    adapter = read_adapter(tmp_path / "adapter_model.safetensors")
+    assert {name: factor.scale for name, factor in adapter.factors.items()} == expected
+
+
+@pytest.mark.parametrize("pattern", ["(", "(a+)+$", "(?=.*x)", ".*.*.*.*x", "x" * 10_000])
+def test_a_pattern_that_cannot_be_matched_in_time_is_refused_for_it_holds_an_alpha(pattern, tmp_path):
+    config = json.dumps({"transformer.lora_alpha": 8, "transformer.alpha_pattern": {pattern: 2}})
+    tensors = {key: value for key, value in good().items() if not key.endswith("alpha")}
+    with pytest.raises(AdapterError, match="alpha_pattern cannot be read") as refused:
+        read_adapter(save(tmp_path / "a.safetensors", tensors, {"lora_adapter_metadata": config}))
+    assert len(str(refused.value)) < 300 and "\n" not in str(refused.value)
+
+
 def mixed_like_the_published_qwen_files(model):
     """The image stream as lora.down / lora.up, the rest as lora_A / lora_B, without alpha (facts/glance.md, point 3)."""
     image = ("to_q", "to_k", "to_v", "to_out.0")
