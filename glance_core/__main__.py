@@ -67,11 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
 
-    convert = commands.add_parser("convert", help="rewrite any readable adapter in the project's format")
+    convert = commands.add_parser("convert", help="rewrite any readable adapter in the project's format, or for diffusers")
     convert.add_argument("input", metavar="IN")
     convert.add_argument("output", metavar="OUT", help="a new .safetensors file")
     convert.add_argument("--phase", choices=[schedule.SLOW, schedule.FAST], help="what the adapter was trained for")
     convert.add_argument("--alpha", type=float, help="the alpha it was trained with; replaces what the file says")
+    convert.add_argument(
+        "--layout", default="comfyui", choices=["comfyui", "diffusers"], help="who is to read it (default comfyui, and this pack)"
+    )
     convert.set_defaults(run=_convert)
     return parser
 
@@ -151,7 +154,7 @@ def _lines(described: dict[str, Any]) -> list[str]:
 
 def _convert(options: argparse.Namespace) -> None:
     from .lora_file import read_adapter, with_alpha
-    from .lora_write import convert
+    from .lora_write import DIFFUSERS, convert
 
     if Path(options.output).suffix != ".safetensors":
         raise AdapterError(f"{options.output}: an adapter is written as safetensors; let the name end with .safetensors")
@@ -160,7 +163,9 @@ def _convert(options: argparse.Namespace) -> None:
         adapter = with_alpha(adapter, options.alpha)
     for note in adapter.assumed:
         print(f"assumed: {note}", file=sys.stderr)
-    print(convert(adapter, options.output, options.phase))
+    if options.layout == DIFFUSERS and adapter.trained.solver:
+        print("note: this pair was trained with a solver of its own, which diffusers does not walk", file=sys.stderr)
+    print(convert(adapter, options.output, options.phase, options.layout))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Write an adapter in the project's own format: `<prefix>.<module>.lora_A|lora_B.weight`, `.alpha`, and metadata.
 
 The prefix is `diffusion_model`, or `transformer` for diffusers' names that ComfyUI knows only so (`lora_names.written_prefix`).
+For diffusers there is a layout of its own, without alpha (`diffusers_layout`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from . import diffusers_layout
 from . import lora_names as names
 from .adapter_metadata import Trained, written_metadata
 from .errors import AdapterError
@@ -23,6 +25,7 @@ from .tensor_file import write_new
 
 # What a source file says of its scale; the written tensors say it themselves.
 _RESTATED = ("lora_adapter_metadata", "ss_network_alpha", "ss_network_dim")
+COMFYUI, DIFFUSERS = LAYOUTS = ("comfyui", "diffusers")
 
 
 def write_adapter(
@@ -33,18 +36,25 @@ def write_adapter(
     Every module gets its alpha, also where the scale was assumed, so that the file means the same everywhere. `others` is metadata to
     keep where it says nothing of what is written here (author, licence, trigger words). Raises AdapterError.
     """
-    path = Path(path)
     bases = frozenset([trained.base]) if trained.base else names.possible_bases(factors)
     prefix = names.written_prefix(factors, bases)
-    tensors: dict[str, torch.Tensor] = {}
+    alphas = {f"{prefix}{module}.alpha": torch.tensor(f.scale * f.rank, dtype=torch.float32) for module, f in factors.items()}
+    return _write(Path(path), prefix, factors, alphas, trained, _kept(others or {}))
+
+
+def _write(
+    path: Path, prefix: str, factors: Mapping[str, Factor], alphas: Mapping[str, torch.Tensor], trained: Trained, others: Mapping[str, str]
+) -> Path:
+    tensors = dict(alphas)
     for module, factor in factors.items():
-        key = prefix + module
-        tensors[f"{key}.lora_A.weight"] = factor.down.contiguous()
-        tensors[f"{key}.lora_B.weight"] = factor.up.contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(factor.scale * factor.rank, dtype=torch.float32)
-    kept = {key: value for key, value in (others or {}).items() if not key.startswith("glance.") and key not in _RESTATED}
-    write_new(path, tensors, kept | written_metadata(_with_rank(trained, factors), path.stem))
+        tensors[f"{prefix}{module}.lora_A.weight"] = factor.down.contiguous()
+        tensors[f"{prefix}{module}.lora_B.weight"] = factor.up.contiguous()
+    write_new(path, tensors, {**others, **written_metadata(_with_rank(trained, factors), path.stem)})
     return path
+
+
+def _kept(others: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in others.items() if not key.startswith("glance.") and key not in _RESTATED}
 
 
 PAIR_ENDS = (f"_{SLOW}.safetensors", f"_{FAST}.safetensors")
@@ -78,14 +88,18 @@ def new_folder(folder: Path) -> None:
         raise AdapterError(f"{folder}: cannot be written into ({error.strerror}); choose another folder") from error
 
 
-def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = None) -> Path:
-    """Rewrite a read adapter in the project's format; `phase` states what the file may not."""
+def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = None, layout: str = COMFYUI) -> Path:
+    """Rewrite a read adapter in the project's format, or in that of diffusers; `phase` states what the file may not."""
     bases = source.bases
     trained = replace(
         source.trained,
         phase=phase or source.trained.phase,
         base=source.trained.base or (next(iter(bases)) if len(bases) == 1 else None),
     )
+    if layout == DIFFUSERS:
+        factors = diffusers_layout.diffusers_factors(source.name, source.factors, trained.base)
+        others = _kept(source.metadata) | diffusers_layout.rank_metadata(factors)
+        return _write(Path(path), diffusers_layout.PREFIX, factors, {}, trained, others)
     return write_adapter(path, source.factors, trained, source.metadata)
 
 
