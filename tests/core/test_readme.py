@@ -1,5 +1,6 @@
 """What the README tells a user to type is run, as it stands but for the time it takes."""
 
+import json
 import os
 import re
 import shlex
@@ -15,7 +16,13 @@ from glance_core.tiny import LORA_FOLDER
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-TYPED = [line for block in re.findall(r"^```\n(.*?)^```", README, re.M | re.S) for line in block.splitlines() if line.strip()]
+TYPED = [
+    line
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+    if not kind
+    for line in block.splitlines()
+    if line.strip()
+]
 OURS = [line for line in TYPED if line.startswith("python -m glance_core ")]
 SHORTER = {"demo": "--seconds 2 --judged 32", "train": "--steps 2 --noises 1 --judged 3 --held-out 0"}
 AROUND = {"cd ComfyUI/custom_nodes", "git clone REPOSITORY glance", "cd glance", "make demo", "make test"}
@@ -30,14 +37,17 @@ def test_nothing_is_typed_that_is_not_run_here():
 def test_a_command_runs(line, tmp_path):
     (tmp_path / "prompts.txt").write_text("a small red circle on plain white\na large blue star on striped pink\n", encoding="utf-8")
     for phase in ("slow", "fast"):
-        (tmp_path / f"{phase}.safetensors").write_bytes((LORA_FOLDER / f"glance_tiny_{phase}.safetensors").read_bytes())
+        for name in (f"{phase}.safetensors", f"my_{phase}.safetensors") if " inspect " in line else (f"my_{phase}.safetensors",):
+            (tmp_path / name).write_bytes((LORA_FOLDER / f"glance_tiny_{phase}.safetensors").read_bytes())
     plain = {f"diffusion_model.double_blocks.0.img_attn.proj.lora_{part}.weight": factor for part, factor in _factors().items()}
     save_file(plain, tmp_path / "any_lora.safetensors")
+    line, _, into = line.partition(" > ")  # whose file is for the shell to write
     arguments = shlex.split(line)[1:] + SHORTER.get(shlex.split(line)[3], "").split()
     done = subprocess.run(
         [sys.executable, *arguments], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    assert not into or json.loads(done.stdout)
 
 
 def _factors():
