@@ -144,7 +144,7 @@ def _lines(described: dict[str, Any]) -> list[str]:
     for name, value in described.items():
         if name == "file" or value is None or value == []:
             continue
-        if name in ("assumed", "skipped"):
+        if name in ("assumed", "skipped", "remarks"):
             lines += [f"  {name:13s} {item}" for item in value]
             continue
         shown = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) if isinstance(value, list) else value

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from . import file_kinds
 from . import lora_names as names
 from .adapter_metadata import Trained, read_trained
 from .errors import AdapterError
@@ -48,7 +49,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A read file: factors by module name (without prefix), what it says of itself, and what had to be assumed."""
+    """A read file: factors by module name (without prefix), what it says of itself, what had to be assumed, and what it looks like."""
 
     path: Path
     factors: Mapping[str, Factor]
@@ -57,6 +58,7 @@ class Adapter:
     trained: Trained
     skipped: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,6 +91,7 @@ class Adapter:
             "steps": self.trained.steps,
             "skipped": list(self.skipped),
             "assumed": list(self.assumed),
+            "remarks": list(self.remarks),
         }
 
 
@@ -96,6 +99,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Read and check one LoRA file. Raises AdapterError, in one sentence, for anything that cannot be applied whole."""
     path = Path(path)
     tensors, metadata = read_tensors(path)
+    file_kinds.refuse_without_lora(path.name, tensors)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     sources: dict[str, str] = {}
     styles: Counter[str] = Counter()
@@ -125,8 +129,6 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     scales = _StatedScale(path, metadata)
     for module, roles in parts.items():
         factors[module] = _factor(path, module, sources[module], roles, scales)
-    if not factors:
-        raise AdapterError(f"{path.name}: none of its {len(tensors)} tensors is part of a LoRA{_example(tensors)}; choose a LoRA file")
     assumed = list(scales.assumed())
     if text_encoder:
         assumed.append(f"{text_encoder} text-encoder tensors left out: a Glance pair changes the diffusion model alone")
@@ -140,14 +142,17 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
         )
     if trained.phase is None:
         assumed.append("phase not stated in the file: taken as chosen")
-    return Adapter(path, factors, tuple(sorted(styles)), metadata, trained, tuple(skipped), tuple(assumed))
+    remarks = file_kinds.remarks(path.name, metadata) if trained.phase is None else ()
+    return Adapter(path, factors, tuple(sorted(styles)), metadata, trained, tuple(skipped), tuple(assumed), remarks)
 
 
 def check_pair(slow: Adapter, fast: Adapter) -> tuple[str, ...]:
     """Refuse a pair that cannot belong together; return what is odd but possible."""
     for adapter, wanted, other in ((slow, "slow", "fast"), (fast, "fast", "slow")):
         if adapter.trained.phase == other:
-            raise AdapterError(f"{adapter.name} is a {other.title()} adapter but was chosen as {wanted}_lora; swap the two files")
+            twice = slow.trained.phase == fast.trained.phase
+            way_out = f"choose {_partner(adapter) or f'the {wanted.title()} file of the pair'} there" if twice else "swap the two files"
+            raise AdapterError(f"{adapter.name} is a {other.title()} adapter but was chosen as {wanted}_lora; {way_out}")
     if slow.bases and fast.bases and not slow.bases & fast.bases:
         one, two = ("/".join(sorted(a.bases)) for a in (slow, fast))
         raise AdapterError(f"{slow.name} is for {one} and {fast.name} for {two}; choose two files of one pair")
@@ -158,14 +163,30 @@ def check_pair(slow: Adapter, fast: Adapter) -> tuple[str, ...]:
             raise AdapterError(f"{slow.name} was trained with glance.{what} {x} and {fast.name} with {y}; choose two files of one pair")
     notes = []
     if a.pair and b.pair and a.pair != b.pair:
-        notes.append(f"{slow.name} and {fast.name} were trained in different runs")
+        whose = f"; {slow.name} belongs to {_partner(slow)}" if a.partner else ""
+        notes.append(f"{slow.name} and {fast.name} were trained in different runs{whose}")
     if a.phase is None and b.phase is None and "fast" in slow.name.lower() and "slow" in fast.name.lower():
         notes.append(f"the file names look swapped: {slow.name} is used as Slow, {fast.name} as Fast")
     if slow.path == fast.path:
-        notes.append(f"{slow.name} is used for both phases: there is no switch")
+        notes.append(f"{slow.name} is used for both phases: there is no switch; choose the pair's other file for one of them")
+    elif _same_numbers(slow, fast):
+        notes.append(f"{slow.name} and {fast.name} hold the same numbers: there is no switch; get the pair's other file again")
     if slow.factors.keys() != fast.factors.keys():
         notes.append(f"the two files target different modules ({len(slow.factors)} and {len(fast.factors)})")
     return tuple(notes)
+
+
+def _partner(adapter: Adapter) -> str:
+    """The name of the other file as the adapter has it, fit for a sentence."""
+    return " ".join((adapter.trained.partner or "").split())[:100]
+
+
+def _same_numbers(slow: Adapter, fast: Adapter) -> bool:
+    """Whether both do the same, and something at all."""
+    if slow.factors.keys() != fast.factors.keys() or not any(f.up.any() for f in slow.factors.values()):
+        return False
+    pairs = ((slow.factors[module], fast.factors[module]) for module in slow.factors)
+    return all(x.scale == y.scale and torch.equal(x.up, y.up) and torch.equal(x.down, y.down) for x, y in pairs)
 
 
 def with_alpha(adapter: Adapter, alpha: float) -> Adapter:
@@ -284,7 +305,3 @@ def _factor(path: Path, module: str, source: str, roles: Mapping[str, torch.Tens
             raise AdapterError(f"{path.name}: alpha of {module} is 0, which switches the module off; the file is damaged, get it again")
     alpha, scale = scales.of(module, down.shape[0], alpha)
     return Factor(down, up, alpha, scale, source)
-
-
-def _example(tensors: Mapping[str, torch.Tensor]) -> str:
-    return f" (the first is {next(iter(tensors))})" if tensors else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -15,42 +16,59 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import AdapterError
+from .file_kinds import START, of_bytes
 
 PART = ".part"  # ends the name of what is still being written
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
+_READ_AGAIN = 8_000_000  # bytes of a damaged file's header that are parsed here to say what is wrong
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Every tensor and the metadata of a safetensors file, after the checks that give a clear sentence."""
+    """Every tensor (mapped from the disk, not copied) and the metadata of a safetensors file, after the checks that give a clear sentence."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            start = file.read(8)
+            start = file.read(START)
     except (OSError, ValueError) as error:
         raise AdapterError(
             f"{path.name or path}: cannot be opened ({getattr(error, 'strerror', None) or error}); check the path"
         ) from error
     if size == 0:
         raise AdapterError(f"{path.name}: the file is empty; download it again")
-    header = int.from_bytes(start, "little")
+    header = int.from_bytes(start[:8], "little")
+    # The first bytes are a length there, and may be those of any other format; no other has such a length and then a brace.
+    if not (header <= _HEADER_LIMIT and start[8:9] == b"{"):
+        what = of_bytes(start)
+        if what is not None:
+            raise AdapterError(f"{path.name}: {what}")
     if size < 8 or header > size - 8:
-        raise AdapterError(f"{path.name}: {_what_else(start, header, size)}")
+        raise AdapterError(
+            f"{path.name}: the header claims {header} bytes but the file has {size}; it is truncated or no safetensors file, download it again"
+        )
     if header > _HEADER_LIMIT:
         raise AdapterError(f"{path.name}: a header of {header} bytes is above the limit of {_HEADER_LIMIT}; this is no LoRA")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, OverflowError) as error:
-        raise AdapterError(f"{path.name}: not a valid safetensors file ({error}); download it again") from error
+        what = _wrong_size(path, header, size) or f"not a valid safetensors file ({error})"
+        raise AdapterError(f"{path.name}: {what}; download it again") from error
 
 
-def _what_else(start: bytes, header: int, size: int) -> str:
-    """What a file that cannot be safetensors is, and the way out. Its first bytes alone would not tell: they are a length there."""
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        return "this is a pickled checkpoint, which can run code; convert it to safetensors"
-    if start.lstrip()[:1] == b"<":
-        return "this is a web page, not a model; download the file itself"
-    return f"the header claims {header} bytes but the file has {size}; it is truncated or no safetensors file, download it again"
+def _wrong_size(path: Path, header: int, size: int) -> str | None:
+    """Whether the file ends elsewhere than its header says."""
+    if header > _READ_AGAIN:
+        return None
+    try:
+        with open(path, "rb") as file:
+            told = json.loads(file.read(8 + header)[8:])
+        ends = [each["data_offsets"][1] for name, each in told.items() if name != "__metadata__"]
+        whole = 8 + header + max(end for end in ends if isinstance(end, int) and 0 <= end < 2**62)
+    except (OSError, ValueError, RecursionError, TypeError, LookupError, AttributeError):
+        return None
+    if whole > size:
+        return f"it is cut off: its header tells of {whole} bytes and the file has {size}"
+    return f"it is longer than its header tells, {size} bytes instead of {whole}" if whole < size else None
 
 
 def write_new(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -103,6 +103,7 @@ def _report(model: Any, adapters: Any, strengths: Any, found: Any, trained: Trai
         if len(matched.unmatched) > 5:
             lines.append(f"  unmatched: and {len(matched.unmatched) - 5} more")
         lines += [f"  assumed: {item}" for item in adapter.assumed]
+        lines += [f"  note: {item}" for item in adapter.remarks]
     lines += [f"note: {note}" for note in notes]
     if trained.psnr_pair is not None and trained.psnr_base is not None:
         worse = trained.psnr_pair < trained.psnr_base
