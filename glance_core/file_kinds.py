@@ -176,7 +176,8 @@ def _whole_model(keys: Collection[str]) -> tuple[str | None, str]:
     for pattern, what, folder in _WHOLE:
         if any(pattern.match(key) for key in keys):
             return what, folder
-    bases = "/".join(sorted(names.possible_bases(names.module_name(key) for key in keys)))
+    modules = (names.module_name(key.removesuffix(".weight").removesuffix(".bias")) for key in keys)
+    bases = "/".join(sorted(names.possible_bases(modules)))
     if not denoiser and not bases and not any(_BLOCKS.match(key) for key in keys):
         return None, ""
     return f"a whole {bases} model" if bases else "a whole diffusion model", "models/diffusion_models"
@@ -187,7 +188,7 @@ _ORDINARY = (
     "ss_tag_frequency", "ss_dataset_dirs", "ss_datasets", "ss_training_comment", "ss_output_name", "ss_num_train_images", "modelspec.trigger_phrase",
     "training_info", "ot_config",
 )  # fmt: skip
-_TITLES = ("modelspec.title", "ss_output_name", "ss_training_comment", "modelspec.description", "name")
+_TITLES = ("modelspec.title", "ss_output_name", "name")  # not the description, which may recommend another LoRA
 # Few-step distillations, as their publishers name them; between words, so that hyperrealism is none. A LoRA for a turbo model is none either.
 _DISTILLED = re.compile(
     r"(?<![a-z\d.])(lightning|turbo|hyper|lcm|tcd|dmd2?|pcm|lightx2v|causvid|accvid(?:eo)?|(?:cfg[-_ ]?)?step[-_ ]?distill(?:ed)?|[48][-_ ]?steps?)(?![a-z])",
@@ -206,13 +207,18 @@ def remarks(name: str, metadata: Mapping[str, str]) -> tuple[str, ...]:
     found = _distilled(name)
     if found:
         return (f"its file name says {found}, as those of step-distillation LoRAs do; such a one {_OWN_SCHEDULE}",)
-    told = next((key for key in _ORDINARY if metadata.get(key, "").strip() not in ("", "{}", "[]", "None")), None)
+    ours = "glance.format" in metadata  # written by this package, whose output name is then ours too
+    told = next((key for key in _ORDINARY if _says(metadata, key) and not (ours and key == "ss_output_name")), None)
     if told:
         return (
             f"by its metadata ({told}) it looks like an ordinary LoRA rather than half of a pair, and would answer in one phase alone; if so, load it "
             "with Load LoRA beside the pair",
         )
     return ()
+
+
+def _says(metadata: Mapping[str, str], key: str) -> bool:
+    return metadata.get(key, "").strip() not in ("", "{}", "[]", "None")
 
 
 def _distilled(text: str) -> str | None:

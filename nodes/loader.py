@@ -57,6 +57,8 @@ class LoadGlanceLoRA(io.ComfyNode):
 def load_pair(model: Any, slow_path: str, fast_path: str, slow_strength: float = 1.0, fast_strength: float = 1.0) -> tuple[Any, str]:
     """(MODEL that carries the pair, report)."""
     slow, fast = read_adapter(slow_path), read_adapter(fast_path)
+    for adapter in (slow, fast):  # before they are compared: which of two differing files is the wrong one, the model tells
+        host.refuse_other_architecture(adapter, model)
     notes = check_pair(slow, fast)
     keys = host.key_map(model)
     found = [host.match(a, model, s, keys) for a, s in ((slow, slow_strength), (fast, fast_strength))]

@@ -77,6 +77,17 @@ def test_inspect_says_what_the_loader_would_do(tmp_path):
     assert run("inspect", tmp_path / "none.safetensors", expect=2).startswith("error: none.safetensors")
 
 
+def test_inspect_names_a_wrong_file_in_one_line_and_remarks_on_an_odd_one(tmp_path):
+    page = tmp_path / "lora.safetensors"
+    page.write_bytes(b"<!DOCTYPE html><title>Sign in</title>")
+    message = run("inspect", page, expect=2)
+    assert message.startswith('error: lora.safetensors: this is a web page ("Sign in"), not a model; ') and message.count("\n") == 1
+    odd = lora(tmp_path / "cat.safetensors", metadata={"ss_training_comment": "my cat"})
+    assert "  remarks       by its metadata (ss_training_comment) it looks like an ordinary LoRA" in run("inspect", odd)
+    (remark,) = json.loads(run("inspect", odd, "--json"))["files"][0]["remarks"]
+    assert remark.startswith("by its metadata")
+
+
 def test_convert_writes_the_projects_format(tmp_path):
     source, out = lora(tmp_path / "in.safetensors"), tmp_path / "out.safetensors"
     assert str(out) in run("convert", source, out, "--phase", "fast", "--alpha", 16)

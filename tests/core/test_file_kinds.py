@@ -173,6 +173,7 @@ def keys(*names):
 TENSORS = {
     "Black Forest Labs' FLUX": (keys("double_blocks.0.img_attn.qkv.weight", "img_in.weight"), "whole chroma/flux/flux2/hunyuan-video model"),
     "ComfyUI's ModelSave": (keys("model.diffusion_model.transformer_blocks.0.img_mod.1.weight"), "whole qwen-image model; put it into models/diffusion_models"),
+    "diffusers' SD 3": (keys("transformer_blocks.0.attn.add_q_proj.weight"), "whole chroma/flux/flux2/qwen-image/sd3 model"),
     "an unknown denoiser": (keys("model.diffusion_model.some.thing.weight"), "whole diffusion model; put it into models/diffusion_models"),
     "a checkpoint": (keys("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight"), "put it into models/checkpoints"),
     "Wan's VAE": (keys("decoder.conv1.weight", "encoder.downsamples.0.residual.0.gamma"), "a VAE"),
@@ -213,6 +214,7 @@ REMARKED = {
     "DMD": ("dmd2_sdxl_4step_lora.safetensors", {}, DISTILLED),
     "lightx2v": ("lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors", {}, DISTILLED),
     "CausVid": ("Wan21_CausVid_14B_T2V_lora_rank32.safetensors", {}, DISTILLED),
+    "a style that recommends another": ("cat.safetensors", {"ss_output_name": "cat", "modelspec.description": "try it with an 8-step Lightning LoRA"}, ORDINARY),
     "a published pair": ("glance_qwen_slow.safetensors", {}, None),
     "one of diffusers'": ("pytorch_lora_weights.safetensors", {"format": "pt"}, None),
     "bare numbers of kohya's": ("slow.safetensors", KOHYA | {"ss_tag_frequency": "{}"}, None),
@@ -237,6 +239,15 @@ def test_a_file_that_states_its_phase_is_no_ordinary_lora_whatever_its_name(tmp_
     assert source.remarks
     written = read_adapter(convert(source, tmp_path / "turbo_slow.safetensors", phase="slow"))
     assert written.remarks == ()
+
+
+def test_a_rewritten_file_is_remarked_on_for_what_its_source_said_alone(tmp_path):
+    for name, metadata in (("bare", None), ("cat", {"ss_training_comment": "my cat"})):
+        save_file(lora(), tmp_path / f"{name}.safetensors", metadata=metadata)
+        source = read_adapter(tmp_path / f"{name}.safetensors")
+        written = read_adapter(convert(source, tmp_path / f"{name}_new.safetensors"))
+        assert written.remarks == source.remarks
+        assert bool(written.remarks) == (metadata is not None)
 
 
 def test_copies_of_one_file_are_no_pair(tmp_path):

@@ -311,7 +311,7 @@ BAD_BYTES = {
     "header of 2^64": (header(2**64 - 1, b"{}"), "18446744073709551615"),
     "no JSON": (header(2, b"xx"), "not a valid safetensors"),
     "JSON of another shape": (header(2, b"[]"), "not a valid safetensors"),
-    "offsets beyond the end": (header(69, b'{"a.lora_A.weight":{"dtype":"F32","shape":[9,9],"data_offsets":[0,324]}}'), "cut off: its header tells of 401 bytes and the file has 77"),
+    "offsets beyond the end": (header(72, b'{"a.lora_A.weight":{"dtype":"F32","shape":[9,9],"data_offsets":[0,324]}}'), "cut off: its header tells of 404 bytes and the file has 80"),
     "deep JSON": (header(40000, b"[" * 40000), "not a valid safetensors"),
 }  # fmt: skip
 
@@ -481,7 +481,10 @@ def pair(tmp_path, slow=None, fast=None, names=("slow", "fast"), modules=(MODULE
     found = []
     for name, trained, module in zip(names, (slow, fast), modules, strict=True):
         source = read_adapter(
-            save(tmp_path / f"{name}_in.safetensors", {key.replace(MODULE, module): value for key, value in good().items()})
+            save(
+                tmp_path / f"{name}_in.safetensors",
+                {key.replace(MODULE, module): value * (len(found) + 1) for key, value in good().items()},  # two different files
+            )
         )
         found.append(read_adapter(write_adapter(tmp_path / f"{name}.safetensors", source.factors, trained or Trained())))
     return found

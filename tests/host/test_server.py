@@ -35,7 +35,10 @@ def server(tmp_path_factory):
         adapters.save_pair(model, base / "models/loras")
         (base / "models/loras/other").mkdir()
         adapters.save_pair(tiny.build("wan"), base / "models/loras/other")
+        save_file(weights, base / "models/loras/whole.safetensors")
+        torch.save({"a": torch.ones(1)}, base / "models/loras/old.ckpt")
     (base / "models/loras/broken.safetensors").write_bytes(b"\x00\x01\x02")
+    (base / "models/loras/page.safetensors").write_bytes(b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>")
     running = Server(base)
     yield running
     running.stop()
@@ -111,6 +114,9 @@ def test_a_wrong_value_is_refused_before_anything_runs(server, wrong, shown):
 @pytest.mark.parametrize("wrong, shown", [
     ({"slow": "other/slow.safetensors", "fast": "other/fast.safetensors"}, "is a wan adapter but the model is a Flux (flux)"),
     ({"slow": "broken.safetensors"}, "broken.safetensors: the header claims"),
+    ({"slow": "page.safetensors"}, 'page.safetensors: this is a web page ("Sign in"), not a model'),
+    ({"fast": "whole.safetensors"}, "it looks like a whole chroma/flux/flux2/hunyuan-video model; put it into models/diffusion_models"),
+    ({"fast": "old.ckpt"}, "old.ckpt: this is a pickled checkpoint, which could run any code and is not opened"),
     ({"slow_steps": 20}, "slow_steps = 20 does not fit"),
     ({"teacher_steps": "1|999"}, "999"),
 ])  # fmt: skip
