@@ -155,5 +155,13 @@ def written_prefix(modules: Iterable[str], bases: frozenset[str]) -> str:
     Names in diffusers' layout keep `transformer.`, the only prefix under which ComfyUI knows them where its own modules are named or
     fused differently (FLUX, SD3); Qwen-Image's modules have the same names in both.
     """
+    return "transformer." if implementation(modules) == _DIFFUSERS and bases != {"qwen-image"} else "diffusion_model."
+
+
+_DIFFUSERS, _COMFYUI = "diffusers", "https://github.com/comfyanonymous/ComfyUI"  # as ModelSpec files state them
+
+
+def implementation(modules: Iterable[str]) -> str:
+    """Whose names these modules have, as the standard for metadata wants it stated."""
     diffusers = any(module.startswith(("transformer_blocks.", "single_transformer_blocks.")) for module in modules)
-    return "transformer." if diffusers and bases != {"qwen-image"} else "diffusion_model."
+    return _DIFFUSERS if diffusers else _COMFYUI

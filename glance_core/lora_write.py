@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -19,12 +20,14 @@ from . import diffusers_layout
 from . import lora_names as names
 from .adapter_metadata import Trained, written_metadata
 from .errors import AdapterError
-from .lora_file import Adapter, Factor
+from .lora_file import Adapter, Factor, read_adapter
 from .schedule import FAST, SLOW
-from .tensor_file import write_new
+from .tensor_file import write_new, write_new_bytes
 
-# What a source file says of its scale; the written tensors say it themselves.
-_RESTATED = ("lora_adapter_metadata", "ss_network_alpha", "ss_network_dim")
+# What a source file says of its scale and of its bytes; the written tensors say it themselves.
+_RESTATED = ("lora_adapter_metadata", "ss_network_alpha", "ss_network_dim", "sshs_model_hash", "sshs_legacy_hash")
+# What it says better than we can.
+_ITS_OWN = ("modelspec.description", "modelspec.usage_hint", "modelspec.date")
 COMFYUI, DIFFUSERS = LAYOUTS = ("comfyui", "diffusers")
 
 
@@ -39,37 +42,67 @@ def write_adapter(
     bases = frozenset([trained.base]) if trained.base else names.possible_bases(factors)
     prefix = names.written_prefix(factors, bases)
     alphas = {f"{prefix}{module}.alpha": torch.tensor(f.scale * f.rank, dtype=torch.float32) for module, f in factors.items()}
-    return _write(Path(path), prefix, factors, alphas, trained, _kept(others or {}))
+    return _write(Path(path), prefix, factors, alphas, trained, others or {}, {})
 
 
 def _write(
-    path: Path, prefix: str, factors: Mapping[str, Factor], alphas: Mapping[str, torch.Tensor], trained: Trained, others: Mapping[str, str]
-) -> Path:
+    path: Path, prefix: str, factors: Mapping[str, Factor], alphas: Mapping[str, torch.Tensor], trained: Trained, others: Mapping[str, str],
+    restated: Mapping[str, str],
+) -> Path:  # fmt: skip
     tensors = dict(alphas)
     for module, factor in factors.items():
         tensors[f"{prefix}{module}.lora_A.weight"] = factor.down.contiguous()
         tensors[f"{prefix}{module}.lora_B.weight"] = factor.up.contiguous()
-    write_new(path, tensors, {**others, **written_metadata(_with_rank(trained, factors), path.stem)})
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    stated = written_metadata(_with_rank(trained, factors), path.stem, names.implementation(factors), now)
+    write_new(path, tensors, stated | _kept(others, stated) | restated)
     return path
 
 
-def _kept(others: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in others.items() if not key.startswith("glance.") and key not in _RESTATED}
+def _kept(others: Mapping[str, str], stated: Mapping[str, str]) -> dict[str, str]:
+    return {
+        key: value
+        for key, value in others.items()
+        if not key.startswith(("glance.", "modelspec.hash_")) and key not in _RESTATED and (key in _ITS_OWN or key not in stated)
+    }
 
 
 PAIR_ENDS = (f"_{SLOW}.safetensors", f"_{FAST}.safetensors")
+_PREVIEW = ".preview.png"
+PREVIEW_ENDS = tuple(end.replace(".safetensors", _PREVIEW) for end in PAIR_ENDS)
 
 
 def write_pair(
     folder: Path, name: str, factors: Mapping[str, Mapping[str, Factor]], common: Trained, sigmas: Mapping[str, tuple[float, ...]]
 ) -> tuple[Path, Path]:
     """Two new files `<name>_slow` and `<name>_fast`, with -2, -3, ... where a file has one of the names (`free_name`). common: what both
-    files state; factors and sigmas: by phase. Raises AdapterError."""
-    files = tuple(folder / f"{free_name(folder, name, PAIR_ENDS)}{end}" for end in PAIR_ENDS)
-    slow, fast = files
-    for phase, file, partner in ((SLOW, slow, fast), (FAST, fast, slow)):
-        write_adapter(file, factors[phase], replace(common, phase=phase, sigmas=sigmas[phase], partner=partner.name))
+    files state; factors and sigmas: by phase. Where a kill came between the two, the Fast file alone. Raises AdapterError."""
+    slow, fast = (folder / f"{name}{end}" for end in PAIR_ENDS)
+    half = is_slow_of(slow, common.pair) and not fast.exists()
+    if not half:
+        slow, fast = (folder / f"{free_name(folder, name, PAIR_ENDS)}{end}" for end in PAIR_ENDS)
+        write_adapter(slow, factors[SLOW], replace(common, phase=SLOW, sigmas=sigmas[SLOW], partner=fast.name))
+    write_adapter(fast, factors[FAST], replace(common, phase=FAST, sigmas=sigmas[FAST], partner=slow.name))
     return slow, fast
+
+
+def is_slow_of(path: Path, pair: str | None) -> bool:
+    """Whether this is the Slow file of this very pair."""
+    if pair is None or not path.exists():
+        return False
+    try:
+        found = read_adapter(path).trained
+    except AdapterError:
+        return False
+    return (found.pair, found.phase) == (pair, SLOW)
+
+
+def write_preview(adapter: Path, png: bytes) -> Path:
+    """A picture under the name by which ComfyUI's model library and LoRA managers find it beside an adapter; what has that name already
+    stays, and raises AdapterError."""
+    path = adapter.with_suffix(_PREVIEW)
+    write_new_bytes(path, png)
+    return path
 
 
 def free_name(folder: Path, name: str, ends: Iterable[str]) -> str:
@@ -98,8 +131,9 @@ def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = N
     )
     if layout == DIFFUSERS:
         factors = diffusers_layout.diffusers_factors(source.name, source.factors, trained.base)
-        others = _kept(source.metadata) | diffusers_layout.rank_metadata(factors)
-        return _write(Path(path), diffusers_layout.PREFIX, factors, {}, trained, others)
+        return _write(
+            Path(path), diffusers_layout.PREFIX, factors, {}, trained, source.metadata, diffusers_layout.rank_metadata(factors)
+        )
     return write_adapter(path, source.factors, trained, source.metadata)
 
 

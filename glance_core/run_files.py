@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .lora_write import PAIR_ENDS, free_name
+from .lora_write import PAIR_ENDS, PREVIEW_ENDS, free_name
 from .tensor_file import PART
 
 RUN_ENDS = (".run.safetensors", ".teacher.safetensors")
@@ -34,7 +34,7 @@ class RunFiles:
 
     def sweep(self) -> None:
         """Remove what killed runs of this name left half-written (`tensor_file`), once it is too old to be another run's at work."""
-        for end in (*RUN_ENDS, *PAIR_ENDS):
+        for end in (*RUN_ENDS, *PAIR_ENDS, *PREVIEW_ENDS):
             for left in self.folder.glob(f".{glob.escape(self.name + end)}.*{PART}"):
                 with contextlib.suppress(OSError):
                     if time.time() - left.stat().st_mtime > _STALE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from .errors import AdapterError
 from .file_kinds import START, of_bytes
 
 PART = ".part"  # ends the name of what is still being written
+HASH = "(the SHA-256 of the tensors)".ljust(64, ".")  # stands for it in metadata that is handed in to be written
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
 _READ_AGAIN = 8_000_000  # bytes of a damaged file's header that are parsed here to say what is wrong
 
@@ -72,7 +74,17 @@ def _wrong_size(path: Path, header: int, size: int) -> str | None:
 
 
 def write_new(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """A new file, there whole or not at all. Raises AdapterError where one of this name exists."""
+    """A new file, there whole or not at all; `HASH` in its metadata becomes the hash of its tensors. Raises AdapterError where one of this
+    name exists."""
+    _write_new(path, lambda temporary: _save(temporary, tensors, metadata))
+
+
+def write_new_bytes(path: Path, content: bytes) -> None:
+    """The same for any other file."""
+    _write_new(path, lambda temporary: Path(temporary).write_bytes(content))
+
+
+def _write_new(path: Path, save: Callable[[str], object]) -> None:
     exists = AdapterError(f"{path} exists already and is not overwritten; choose another name")
     if path.exists():
         raise exists
@@ -89,15 +101,32 @@ def write_new(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping
                 raise exists from None
             os.replace(temporary, path)
 
-    _write(path, tensors, metadata, take_name)
+    _write(path, save, take_name)
 
 
 def write_over(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """A file in the place of its former self, which stays whole until the new one is. For files of our own making alone."""
-    _write(path, tensors, metadata, lambda temporary: os.replace(temporary, path))
+    _write(path, lambda temporary: _save(temporary, tensors, metadata), lambda temporary: os.replace(temporary, path))
 
 
-def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], take_name: Callable[[str], None]) -> None:
+def _save(temporary: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    save_file(dict(tensors), temporary, metadata=dict(metadata))
+    if any(HASH in value for value in metadata.values()):
+        _fill_in_hash(temporary)
+
+
+def _fill_in_hash(temporary: str) -> None:
+    """The header's length is the same with the hash as with what stands for it, so no tensor moves."""
+    with open(temporary, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header, digest = file.read(length), hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        file.seek(8)
+        file.write(header.replace(HASH.encode(), digest.hexdigest().encode()))
+
+
+def _write(path: Path, save: Callable[[str], object], take_name: Callable[[str], None]) -> None:
     """Write beside the target, flush to the disk, then give it its name: a reader never sees half a file.
 
     In a hidden folder of its own, since the library writes through a nameless file of its own too, which a kill would leave behind.
@@ -108,7 +137,7 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[st
         raise AdapterError(f"{path}: cannot be written ({error.strerror}); choose a folder that exists and is writable") from error
     temporary = os.path.join(beside, "whole")
     try:
-        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        save(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # as any new file

@@ -13,11 +13,9 @@ from torch import Tensor
 
 from ..adapter_metadata import Trained
 from ..checkpoint import kept
-from ..errors import AdapterError
 from ..flux_names import diffusers_slots
-from ..lora_file import read_adapter
 from ..lora_layers import Lora, Slot
-from ..lora_write import PAIR_ENDS, new_folder, write_adapter, write_pair
+from ..lora_write import PAIR_ENDS, is_slow_of, new_folder, write_pair
 from ..metrics import psnr
 from ..objectives import BOTH, END_TO_END, FLOW, FOLD, TRAJECTORY, WALKED, FlowMatching, Objective, Trajectories, refuse_learning, rollout
 from ..parts import Choice, what_helps
@@ -36,6 +34,7 @@ from .examples import Examples
 from .methods import Method, model_hash, searched_control
 from .packing import unpack
 from .painting import BATCH, Painter, draw_prompts, load_references, reference_prompts
+from .world import RESOLUTION
 
 
 @dataclass(frozen=True)
@@ -224,21 +223,10 @@ def write(
         image_sha256=examples.image_sha256 if examples else None, solver=done.solver.dumps() if done.solver else None,
         psnr_pair=round(float(verdict.pair.mean()), 4) if verdict else None,
         psnr_base=round(float(verdict.base.mean()), 4) if verdict else None,
-        kept=choice.names if choice else None, verdict=str(choice) if choice else None,
+        kept=choice.names if choice else None, verdict=str(choice) if choice else None, resolution=f"{RESOLUTION}x{RESOLUTION}",
     )  # fmt: skip
     sigmas = {SLOW: walked.sigmas[: walked.slow_steps], FAST: walked.sigmas[walked.slow_steps : -1]}
     slow, fast = (folder / f"{name}{end}" for end in PAIR_ENDS)
-    if examples is None or not _begun(slow, common):
-        return write_pair(folder, name, done.factors, common, sigmas)
-    if not fast.exists():  # the run was killed between the two
-        write_adapter(fast, done.factors[FAST], replace(common, phase=FAST, sigmas=sigmas[FAST], partner=slow.name))
-    return slow, fast
-
-
-def _begun(slow: Path, pair: Trained) -> bool:
-    """Whether this is the Slow file of this pair already."""
-    try:
-        found = read_adapter(slow).trained
-    except AdapterError:
-        return False
-    return (found.pair, found.phase) == (pair.pair, SLOW)
+    if examples is not None and fast.exists() and is_slow_of(slow, common.pair):
+        return slow, fast
+    return write_pair(folder, name, done.factors, common, sigmas)

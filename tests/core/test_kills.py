@@ -85,9 +85,10 @@ def how_far(folder):
 
 
 def content(path):
-    """All that a file says; safetensors writes its metadata in any order, so bytes would not do."""
+    """All that a file says but when it was written; safetensors writes its metadata in any order, so bytes would not do."""
     with safe_open(path, "pt") as file:
-        return file.metadata(), {key: (file.get_tensor(key).dtype, file.get_tensor(key).tolist()) for key in file.keys()}  # noqa: SIM118
+        told = {key: value for key, value in file.metadata().items() if key != "modelspec.date"}
+        return told, {key: (file.get_tensor(key).dtype, file.get_tensor(key).tolist()) for key in file.keys()}  # noqa: SIM118
 
 
 def finished(folder, whole):
