@@ -219,6 +219,12 @@ def fixed_latent(patcher: Any, latent: Mapping[str, Any]) -> torch.Tensor:
     )
 
 
+def picture_size(patcher: Any, shape: tuple[int, ...]) -> str:
+    """Width x height in pixels of what a latent (..., H, W) decodes to."""
+    height, width = (side * patcher.model.latent_format.spacial_downscale_ratio for side in shape[-2:])
+    return f"{width}x{height}"
+
+
 def latent_shape(patcher: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:
     """The shape of the latent that will be sampled; of a nested one (video with sound) the first part's."""
     samples = fixed_latent(patcher, latent)

@@ -17,7 +17,7 @@ from ..glance_core.lora_layers import Lora
 from ..glance_core.lora_write import new_folder
 from ..glance_core.loss_plot import plot_losses
 from ..glance_core.objectives import AIMED, BOTH, END_TO_END, FLOW, LEARN, OBJECTIVES, refuse_learning
-from ..glance_core.run_files import run_files
+from ..glance_core.run_files import RunFiles, run_files
 from ..glance_core.schedule import build_schedule
 from ..glance_core.training import TrainingSettings
 from . import host, pair
@@ -164,6 +164,7 @@ def _plan(model: Any, latent: list[Any], positive: list[Any], negative: list[Any
     name = inputs["name"]
     keep = run_files(runs, name, inputs["resume"])
     keep.sweep()
+    RunFiles(folder, name).sweep()  # what kills left of pairs of this name
     return Plan(
         model, positive + check, negative, latents, len(positive), objective, slots, split, kind, ladder, build_schedule(ladder, split),
         inputs["cfg"], inputs.get("teacher_runs") or max(4, len(positive)), inputs.get("checks", 4), inputs["gradient_checkpointing"],
@@ -229,6 +230,7 @@ def _report(plan: Plan, result: Result, loaded: str) -> str:
         f"{settings.steps} steps{'' if plan.walks else ' a phase'} of {settings.batch * settings.accumulation}, {settings.optimizer}, learning rate {settings.learning_rate:g}, "
         f"rank {lora.rank}, alpha {lora.alpha:g}, {len(plan.slots)} layers, seed {settings.seed}",
         f"sample with cfg {plan.student_cfg:g} on teacher steps {plan.split}",
-        *(str(file) for file in result.files),
+        *map(str, result.files),
+        *result.pictures,
         loaded,
     ])  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import time
@@ -12,13 +13,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ..glance_core.adapter_metadata import Trained
 from ..glance_core.checkpoint import kept
 from ..glance_core.draws import History
+from ..glance_core.errors import AdapterError
 from ..glance_core.lora_file import Factor
 from ..glance_core.lora_layers import low_rank_updates
-from ..glance_core.lora_write import write_pair
+from ..glance_core.lora_write import write_pair, write_preview
 from ..glance_core.objectives import END_TO_END, FLOW, FlowMatching, Objective, Trajectories, rollout
 from ..glance_core.parts import Choice, what_helps
 from ..glance_core.phase_switch import PhaseSwitch, PhaseWeights, phase_index
@@ -38,7 +41,7 @@ Pair = Mapping[str, Mapping[str, Factor]]
 
 @dataclass(frozen=True)
 class Result:
-    """The files written, what came of the training, and what it took."""
+    """The files written, what came of the training, and what it took; pictures: what became of the previews beside the files, for a reader."""
 
     files: tuple[Path, Path]
     choice: Choice
@@ -46,12 +49,13 @@ class Result:
     seconds: float
     steps_per_second: float
     teacher: Surrogate
+    pictures: tuple[str, ...]
 
 
 def train(plan: Plan, live: Live) -> Result:
     """Both phases of `plan`; the pair is on the disk afterwards. An interrupt keeps what is needed to go on."""
     started = time.monotonic()
-    found: list[tuple[Choice, History, float, Surrogate]] = []
+    found: list[tuple[Choice, History, float, Surrogate, Image.Image | None]] = []
 
     def work(conditioned: glue.Conditioned, latents: torch.Tensor) -> None:
         objective, taught = _objective(plan, conditioned, latents, live)
@@ -71,13 +75,14 @@ def train(plan: Plan, live: Live) -> Result:
             plan.identity,
         )
         speed = live.done / max(time.monotonic() - begun, 1e-9)
-        found.append((_check(plan, conditioned, done, live), done.history, speed, taught))
+        choice = _check(plan, conditioned, done, live)
+        found.append((choice, done.history, speed, taught, previews.finished(choice.outcome)))
 
     glue.run(plan.model, plan.positive, plan.negative, plan.latents, plan.settings.seed, plan.offload, _room(plan), work)
-    ((choice, history, speed, taught),) = found
+    ((choice, history, speed, taught, picture),) = found
     files = _write(plan, choice)
-    plan.keep.remove()
-    return Result(files, choice, history, time.monotonic() - started, speed, taught)
+    plan.keep.remove()  # before the pictures: a kill from here on costs no more than them
+    return Result(files, choice, history, time.monotonic() - started, speed, taught, _write_previews(files, picture))
 
 
 def _objective(plan: Plan, conditioned: glue.Conditioned, latents: torch.Tensor, live: Live) -> tuple[Objective | Walks, Surrogate]:
@@ -165,27 +170,52 @@ class _Previews:
         picture = None
         if self.plan.preview_every and done - self.painted >= self.plan.preview_every:
             self.painted = done
-            row = torch.zeros(1, dtype=torch.long)
-            latent = _sampled(
-                self.plan, self.conditioned, range(self.plan.prompts), self.noise, row, step.factors(), step.solver(), self.live.still
-            )
-            picture = preview(self.plan.model, latent)
+            picture = self._paint(step.factors(), step.solver())
         self.live.at(done, f"{step.phase} {step.step}/{step.steps}, loss {step.loss:.4g}", picture)
+
+    def finished(self, outcome: Outcome) -> Image.Image | None:
+        """The last one, through the pair as it is written."""
+        picture = self._paint(outcome.factors, outcome.solver) if self.plan.preview_every else None
+        if picture is None:
+            return None
+        self.live.at(self.live.done, "", picture)
+        return picture[1]
+
+    def _paint(self, pair: Pair, solver: Solver | None) -> tuple[str, Image.Image, int] | None:
+        row = torch.zeros(1, dtype=torch.long)
+        latent = _sampled(self.plan, self.conditioned, range(self.plan.prompts), self.noise, row, pair, solver, self.live.still)
+        return preview(self.plan.model, latent)
 
 
 def _write(plan: Plan, choice: Choice) -> tuple[Path, Path]:
     done, verdict = choice.outcome, choice.verdict
     walked = plan.walked
-    about = {**plan.identity, **asdict(plan.settings)}
+    about = {**plan.identity, **asdict(plan.settings), "learn": plan.learn, "kept": choice.names}
     common = Trained(
         base=host.architecture(plan.model), fingerprint=host.fingerprint(plan.model), ladder=plan.kind, teacher_steps=plan.split.teacher_steps,
         steps=str(plan.split), objective=plan.objective, guidance=plan.student_cfg, seed=plan.settings.seed,
         pair=hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16],
         image_sha256=hash_of([plan.latents]) if plan.objective == FLOW else None, solver=done.solver.dumps() if done.solver else None,
         psnr_pair=float(verdict.pair.mean()), psnr_base=float(verdict.base.mean()), kept=choice.names, verdict=str(choice),
+        resolution=host.picture_size(plan.model, tuple(plan.latents.shape)),
     )  # fmt: skip
     sigmas = {SLOW: walked.sigmas[: walked.slow_steps], FAST: walked.sigmas[walked.slow_steps : -1]}
     return write_pair(plan.folder, plan.name, done.factors, common, sigmas)
+
+
+def _write_previews(files: tuple[Path, Path], picture: Image.Image | None) -> tuple[str, ...]:
+    """The picture beside each of the files, where managers look for it; a file that is there stays, and no failure here costs the pair."""
+    if picture is None:
+        return ()
+    content = io.BytesIO()
+    picture.convert("RGB").save(content, "PNG")
+    told = []
+    for file in files:
+        try:
+            told.append(str(write_preview(file, content.getvalue())))
+        except AdapterError as error:
+            told.append(f"no preview picture beside {file.name}: {error}")
+    return tuple(told)
 
 
 def _noise(plan: Plan, count: int, seed: int) -> torch.Tensor:

@@ -1,6 +1,9 @@
 """Training through /prompt in a real server, on the embedded model and on tiny FLUX and Qwen-Image files; the files load everywhere."""
 
+import io
 import time
+import urllib.request
+from datetime import datetime
 
 import comfyui
 import pytest
@@ -15,6 +18,7 @@ from diffusers import (
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
+from PIL import Image
 from real_server import Server, folder
 from safetensors.torch import load_file, save_file
 
@@ -120,6 +124,24 @@ def test_training_reports_shows_its_losses_and_keeps_nothing_unfinished(server, 
         assert (server.base / "temp" / image["filename"]).stat().st_size > 5000
         assert check_pair(*map(read_adapter, files)) == ()
     assert list((server.base / "output/glance_training").iterdir()) == []
+
+
+def test_the_servers_own_pages_show_title_base_and_picture_of_a_trained_pair(server, trained):
+    architectures = {"embedded": "glance-tiny/lora", "flux": "flux-1-dev/lora", "qwen-image": "qwen-image/lora"}
+    listed = {each["name"]: each["pathIndex"] for each in server.call("/experiment/models/loras")[1]}
+    for name, (files, outputs) in trained.items():
+        for file in files:
+            status, told = server.call(f"/view_metadata/loras?filename={file.name}")
+            assert status == 200
+            assert (told["modelspec.title"], told["modelspec.architecture"]) == (file.stem, architectures[name])
+            assert told["modelspec.resolution"] == "128x128" and datetime.fromisoformat(told["modelspec.date"].replace("Z", "+00:00"))
+            address = f"http://127.0.0.1:{server.port}/experiment/models/preview/loras/{listed[file.name]}/{file.name}"
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                given = answer.read()
+            as_the_server_sends = io.BytesIO()
+            Image.open(file.with_suffix(".preview.png")).save(as_the_server_sends, "WEBP")
+            assert given == as_the_server_sends.getvalue()
+            assert str(file.with_suffix(".preview.png")) in outputs["6"]["text"][0]
 
 
 @pytest.mark.parametrize("host_model", FILES, indirect=True)

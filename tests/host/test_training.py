@@ -297,4 +297,4 @@ def test_progress_and_pictures_reach_the_node(loras, output, monkeypatch):
     values = [value for value, _, _ in shown]
     assert values == sorted(values) and values[-1] == shown[-1][1]
     pictures = [preview for _, _, preview in shown if preview is not None]
-    assert len(pictures) == 4 and all(kind == "JPEG" and image.width > 0 for kind, image, _ in pictures)
+    assert len(pictures) == 5 and all(kind == "JPEG" and image.width > 0 for kind, image, _ in pictures)
