@@ -55,7 +55,7 @@ def _write(
         tensors[f"{prefix}{module}.lora_B.weight"] = factor.up.contiguous()
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     stated = written_metadata(_with_rank(trained, factors), path.stem, names.implementation(factors), now)
-    write_new(path, tensors, stated | _kept(others, stated) | restated)
+    write_new(path, tensors, stated | _kept(others, stated) | dict(restated))
     return path
 
 
@@ -131,9 +131,7 @@ def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = N
     )
     if layout == DIFFUSERS:
         factors = diffusers_layout.diffusers_factors(source.name, source.factors, trained.base)
-        return _write(
-            Path(path), diffusers_layout.PREFIX, factors, {}, trained, source.metadata, diffusers_layout.rank_metadata(factors)
-        )
+        return _write(Path(path), diffusers_layout.PREFIX, factors, {}, trained, source.metadata, diffusers_layout.rank_metadata(factors))
     return write_adapter(path, source.factors, trained, source.metadata)
 
 
