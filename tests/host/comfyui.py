@@ -46,6 +46,16 @@ def load_pack() -> dict[str, type]:
     return nodes.NODE_CLASS_MAPPINGS
 
 
+def all_nodes() -> dict[str, type]:
+    """The node classes of ComfyUI, of its extras, and of the pack."""
+    import nodes
+
+    load_pack()
+    if "FluxGuidance" not in nodes.NODE_CLASS_MAPPINGS:
+        asyncio.run(nodes.init_builtin_extra_nodes())
+    return nodes.NODE_CLASS_MAPPINGS
+
+
 def pack_module(name: str):
     """A module of the pack as ComfyUI imported it, e.g. `nodes.pair`."""
     load_pack()

@@ -1,6 +1,5 @@
 """The embedded model in the real host: the same file, the same numbers, the same pictures as in the core."""
 
-import asyncio
 import json
 
 import comfy.model_management
@@ -8,10 +7,10 @@ import comfyui
 import folder_paths
 import pytest
 import torch
+from graphs.schemas import to_api
 from pack import node
 from real_server import Server, folder
 from safetensors.torch import load_file
-from test_workflows import _widgets
 from tiny import build
 
 import nodes as host_nodes
@@ -166,19 +165,6 @@ def test_every_line_is_a_prompt_of_its_own():
     assert node("GlanceTinyText").validate_inputs(prompt=f"{PROMPT}\na red dog").startswith("the tiny model does not know the word 'dog'")
 
 
-def api_graph(workflow, classes):
-    """The workflow as the browser would send it: widgets by name, links by node and slot."""
-    nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] in classes}
-    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    graph = {}
-    for name, made in nodes.items():
-        widgets = zip((w[0] for w in _widgets(classes[made["type"]])), made["widgets_values"], strict=True)
-        inputs = {key: value for key, value in widgets if key != "control_after_generate"}
-        inputs |= {slot["name"]: sources[slot["link"]] for slot in made["inputs"] if slot["link"] is not None}
-        graph[str(name)] = {"class_type": made["type"], "inputs": inputs}
-    return graph
-
-
 def by_the_core(core):
     """What the workflow's sampler with the pair comes to: four pictures of the prompt, in the model's own space."""
     slow, fast = (read_adapter(tiny.LORA_FOLDER / name) for name in PAIR)
@@ -189,10 +175,9 @@ def by_the_core(core):
         return solve(solver, walked.sigmas, lambda x, sigma, guided: velocities(x, torch.full((4,), sigma), rows, guided), noise, callback)
 
 
-def test_the_shipped_workflow_runs_in_a_server_that_has_no_other_model(tmp_path, node_classes, core):
-    asyncio.run(host_nodes.init_builtin_extra_nodes())
+def test_the_shipped_workflow_runs_in_a_server_that_has_no_other_model(tmp_path, core):
     workflow = json.loads((comfyui.PACK / "workflows/glance_tiny.json").read_text(encoding="utf-8"))
-    graph = api_graph(workflow, node_classes)
+    graph = to_api(workflow, comfyui.all_nodes())
     graph["latents"] = {"class_type": "SaveLatent", "inputs": {"samples": ["8", 0], "filename_prefix": "glance"}}
     folder(tmp_path)
     server = Server(tmp_path)

@@ -1,24 +1,22 @@
-"""The workflows a user can open from the templates browser fit the nodes of the host and of this pack."""
+"""The workflows a user can open from the templates browser: made from their definitions, whole, and fitting the nodes of host and pack."""
 
-import asyncio
+import itertools
 import json
+import re
 
 import comfyui
+import graphs
 import pytest
+from graphs import builder, schemas
 
 WORKFLOWS = sorted((comfyui.PACK / "workflows").glob("*.json"))
-FRONTEND_ONLY = {"MarkdownNote", "Note"}  # drawn by the browser, unknown to the server
-WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str}
 MODEL_FILES = (".safetensors", ".gguf")  # which of them a user has is not ours to know
+TITLE = 30  # pixels of a node's title, above its position
 
 
 @pytest.fixture(scope="module")
-def host_nodes(node_classes):
-    import nodes
-
-    if "FluxGuidance" not in nodes.NODE_CLASS_MAPPINGS:
-        asyncio.run(nodes.init_builtin_extra_nodes())
-    return node_classes
+def host_nodes():
+    return comfyui.all_nodes()
 
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
@@ -32,33 +30,41 @@ def workflow(path):
 
 
 def _run_by_host(workflow):
-    return [node for node in workflow["nodes"] if node["type"] not in FRONTEND_ONLY]
+    return [node for node in workflow["nodes"] if node["type"] not in schemas.FRONTEND_ONLY]
 
 
-def _inputs(node_class):
-    """Name -> (type, options) in schema order; a list of choices in place of a type, the old way to say COMBO, is made one."""
-    schema = node_class.INPUT_TYPES()
-    declared = {**schema.get("required", {}), **schema.get("optional", {})}
-    for name, (kind, *rest) in declared.items():
-        options = rest[0] if rest else {}
-        yield name, *(("COMBO", {**options, "options": kind}) if isinstance(kind, list) else (kind, options))
+def _notes(workflow):
+    return "\n".join(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] in schemas.FRONTEND_ONLY)
 
 
-def _widgets(node_class):
-    """Name, type and options of each value the browser saves for a node, in its order."""
-    for name, kind, options in _inputs(node_class):
-        if kind in WIDGETS:
-            yield name, kind, options
-            if options.get("control_after_generate"):
-                yield "control_after_generate", "COMBO", {"options": ["fixed", "increment", "decrement", "randomize"]}
+def _overlap(one, other):
+    """Of boxes (left, top, right, bottom)."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def test_there_are_workflows():
-    assert WORKFLOWS
+def test_there_is_a_file_for_each_definition_and_no_other():
+    assert {path.stem for path in WORKFLOWS} == graphs.WORKFLOWS.keys()
+
+
+def test_a_workflow_is_what_its_definition_makes_of_the_hosts_schemas(path, host_nodes):
+    made = graphs.written(path.stem, host_nodes)
+    assert path.read_text(encoding="utf-8") == made, "run tests/host/write_workflows.py"
+
+
+def test_a_definition_with_an_input_that_the_host_does_not_have_is_refused(host_nodes):
+    graph = builder.Graph("test", host_nodes)
+    with pytest.raises(builder.BuildError, match="UNETLoader has no input unet_file"):
+        graph.node("UNETLoader", (0, 0), (300, None), unet_name="a.safetensors", unet_file="b")
+    with pytest.raises(builder.BuildError, match=r"UNETLoader\.unet_name depends on the files that somebody has"):
+        graph.node("UNETLoader", (0, 0), (300, None))
+    vae = graph.node("VAELoader", (0, 0), (300, None), vae_name="a.safetensors")
+    with pytest.raises(builder.BuildError, match=r"VAEDecode\.samples takes LATENT, not VAE"):
+        graph.node("VAEDecode", (0, 0), (300, None), samples=vae, vae=vae)
 
 
 def test_a_workflow_has_a_picture_of_the_same_name(path):
-    assert path.with_suffix(".jpg").read_bytes().startswith(b"\xff\xd8\xff")
+    picture = path.with_suffix(".jpg").read_bytes()
+    assert picture.startswith(b"\xff\xd8\xff") and len(picture) < 250_000
 
 
 def test_every_node_of_a_workflow_exists_in_the_host(workflow, host_nodes):
@@ -68,6 +74,11 @@ def test_every_node_of_a_workflow_exists_in_the_host(workflow, host_nodes):
 def test_node_and_link_ids_are_unique_and_counted(workflow):
     for items, last in (([n["id"] for n in workflow["nodes"]], "last_node_id"), ([link[0] for link in workflow["links"]], "last_link_id")):
         assert len(items) == len(set(items)) and max(items) == workflow[last]
+
+
+def test_no_two_workflows_share_an_id():
+    ids = [json.loads(path.read_text(encoding="utf-8"))["id"] for path in WORKFLOWS]
+    assert len(ids) == len(set(ids))
 
 
 def test_both_ends_of_every_link_know_it_and_every_known_link_exists(workflow):
@@ -86,27 +97,68 @@ def test_every_link_joins_slots_whose_types_fit_by_the_hosts_schemas(workflow, h
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for _, source, out_slot, target, in_slot, carried in workflow["links"]:
         given = host_nodes[nodes[source]["type"]].RETURN_TYPES[out_slot]
-        taken = {name: kind for name, kind, _ in _inputs(host_nodes[nodes[target]["type"]])}[nodes[target]["inputs"][in_slot]["name"]]
+        taken = {each.name: each.kind for each in schemas.inputs(host_nodes[nodes[target]["type"]])}
         assert carried == given
-        assert taken in (given, "*")
+        assert taken[nodes[target]["inputs"][in_slot]["name"]] in (given, "*")
 
 
 def test_every_input_without_a_widget_that_has_to_be_is_linked(workflow, host_nodes):
     for node in _run_by_host(workflow):
         linked = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
-        sockets = {name for name, kind, _ in _inputs(host_nodes[node["type"]]) if kind not in WIDGETS}
-        needed = sockets & set(host_nodes[node["type"]].INPUT_TYPES()["required"])
-        assert needed <= linked <= sockets, node["type"]
+        sockets = schemas.sockets(host_nodes[node["type"]])
+        assert {name for name, each in sockets.items() if each.required} <= linked <= sockets.keys(), node["type"]
 
 
 def test_widget_values_fit_the_schemas_in_number_order_and_range(workflow, host_nodes):
     for node in _run_by_host(workflow):
-        widgets = list(_widgets(host_nodes[node["type"]]))
+        widgets = list(schemas.widgets(host_nodes[node["type"]]))
         assert len(node["widgets_values"]) == len(widgets), node["type"]
-        for value, (name, kind, options) in zip(node["widgets_values"], widgets, strict=True):
+        for value, (name, kind, options, _) in zip(node["widgets_values"], widgets, strict=True):
             where = f"{node['type']}.{name} = {value!r}"
-            assert isinstance(value, WIDGETS[kind]), where
+            assert isinstance(value, schemas.WIDGETS[kind]), where
             if kind == "COMBO":
-                assert value in options["options"] or value.endswith(MODEL_FILES), where
+                assert value in options["options"] or value.endswith(MODEL_FILES) or (name == "image" and value == "example.png"), where
             elif kind in ("INT", "FLOAT"):
                 assert options.get("min", value) <= value <= options.get("max", value), where
+
+
+def test_nodes_do_not_overlap_and_are_as_tall_as_their_rows(workflow, host_nodes):
+    boxes = []
+    for node in workflow["nodes"]:
+        (left, top), (width, height) = node["pos"], node["size"]
+        if node["type"] in host_nodes:
+            height = max(height, schemas.least_height(host_nodes[node["type"]]))
+        boxes.append((node, (left, top - TITLE, left + width, top + height)))
+    for (one, first), (other, second) in itertools.combinations(boxes, 2):
+        assert not _overlap(first, second), (one["type"], one["pos"], other["type"], other["pos"])
+
+
+def test_groups_do_not_overlap_and_frame_whole_nodes(workflow):
+    frames = [(x, y, x + width, y + height) for x, y, width, height in (group["bounding"] for group in workflow["groups"])]
+    assert not any(_overlap(one, other) for one, other in itertools.combinations(frames, 2))
+    for node in _run_by_host(workflow):
+        (left, top), (width, height) = node["pos"], node["size"]
+        inside = [f for f in frames if f[0] < left and f[1] < top - TITLE and left + width < f[2] and top + height < f[3]]
+        assert len(inside) == 1, node["type"]
+
+
+def test_every_downloaded_file_stands_in_a_note_with_its_folder_and_address(workflow):
+    for node in _run_by_host(workflow):
+        for model in node["properties"].get("models", []):
+            assert model["name"] in node["widgets_values"] and model["url"].endswith("/" + model["name"])
+            assert f"| `{model['directory']}` | [{model['name']}]({model['url']}) |" in _notes(workflow)
+
+
+def test_file_names_without_an_address_are_the_packs_own_or_called_placeholders(workflow):
+    from glance_core import tiny
+
+    own = {file.name for folder in (tiny.MODEL_FILE.parent, tiny.LORA_FOLDER) for file in folder.iterdir()}
+    for node in _run_by_host(workflow):
+        linked = {model["name"] for model in node["properties"].get("models", [])}
+        named = {value for value in node["widgets_values"] if str(value).endswith(MODEL_FILES)}
+        if named - linked - own:
+            assert node["type"] == "LoadGlanceLoRA" and "are placeholders" in _notes(workflow)
+
+
+def test_notes_name_only_workflows_that_there_are(workflow):
+    assert set(re.findall(r"\*\*(glance_\w+)\*\*", _notes(workflow))) <= graphs.WORKFLOWS.keys() | {"glance_tiny_flux"}

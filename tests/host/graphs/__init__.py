@@ -1,0 +1,41 @@
+"""The pack's workflows: each is built from the host's schemas, and tests/host/write_workflows.py writes them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from . import combined, edit, embedded, training, video
+from .builder import Graph
+from .models import FLUX_DEV, QWEN_IMAGE
+from .text_to_image import text_to_image
+
+WORKFLOWS: Mapping[str, Callable[[Graph], None]] = {
+    "glance_tiny": embedded.sample,
+    "glance_tiny_compare": embedded.compare,
+    "glance_tiny_train": embedded.train,
+    "glance_qwen_image_text_to_image": partial(text_to_image, model=QWEN_IMAGE, slow_steps=5),
+    "glance_qwen_image_text_to_image_8_steps": partial(text_to_image, model=QWEN_IMAGE, slow_steps=3),
+    "glance_qwen_image_image_to_image": combined.image_to_image,
+    "glance_qwen_image_inpaint": combined.inpaint,
+    "glance_qwen_image_style_lora": combined.style_lora,
+    "glance_qwen_image_controlnet": combined.controlnet,
+    "glance_qwen_image_compare": partial(training.compare, model=QWEN_IMAGE),
+    "glance_qwen_image_train_one_picture": partial(training.train_one_picture, model=QWEN_IMAGE),
+    "glance_qwen_image_edit": edit.edit,
+    "glance_qwen_image_edit_train_one_edit": edit.train_one_edit,
+    "glance_flux_dev_text_to_image": partial(text_to_image, model=FLUX_DEV, slow_steps=5),
+    "glance_flux_dev_text_to_image_8_steps": partial(text_to_image, model=FLUX_DEV, slow_steps=3),
+    "glance_flux_dev_compare": partial(training.compare, model=FLUX_DEV),
+    "glance_flux_dev_train_one_picture": partial(training.train_one_picture, model=FLUX_DEV),
+    "glance_wan_text_to_video": video.text_to_video,
+    "glance_wan_train_on_prompts": video.train_on_prompts,
+}
+
+
+def written(name: str, classes: Mapping[str, type]) -> str:
+    """The workflow's file, character for character. classes: the host's node classes by name."""
+    graph = Graph(name, classes)
+    WORKFLOWS[name](graph)
+    return json.dumps(graph.saved(), ensure_ascii=False, indent=2) + "\n"
