@@ -1,0 +1,108 @@
+"""A real server takes every workflow as the browser would send it, and runs those of the embedded model."""
+
+import json
+import time
+
+import comfyui
+import graphs
+import pytest
+import torch
+from graphs import schemas
+from PIL import Image
+from real_server import Server, folder
+from safetensors.torch import save_file
+
+EMBEDDED = "glance_tiny"
+
+
+def workflow(name):
+    return json.loads((comfyui.PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def stand_ins(models):
+    """A file without content under each name that a workflow asks for: enough for the server's own checks, which look at names."""
+    for name in graphs.WORKFLOWS:
+        for node in workflow(name)["nodes"]:
+            wanted = [(each["directory"], each["name"]) for each in node["properties"].get("models", [])]
+            if node["type"] == "LoadGlanceLoRA" and not name.startswith(EMBEDDED):
+                wanted += [("loras", file) for file in node["widgets_values"][:2]]
+            for directory, file in wanted:
+                (models / directory).mkdir(exist_ok=True)
+                save_file({"nothing": torch.zeros(1)}, models / directory / file)
+
+
+@pytest.fixture(scope="module")
+def classes():
+    return comfyui.all_nodes()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("server")
+    folder(base)
+    stand_ins(base / "models")
+    Image.new("RGB", (64, 64), "teal").save(base / "input/example.png")
+    running = Server(base)
+    yield running
+    running.stop()
+
+
+def posted(server, graph):
+    """(status, answer) of the server's checks; what they let through is stopped at once."""
+    answer = server.call("/prompt", {"prompt": graph})
+    server.call("/queue", {"clear": True})
+    for _ in range(300):
+        if not server.call("/queue")[1]["queue_running"]:
+            return answer
+        server.call("/interrupt", {})  # again: one that comes before the run has begun is forgotten
+        time.sleep(0.1)
+    raise TimeoutError("the server does not stop")
+
+
+def finished(server, graph):
+    """The outputs of a run by node."""
+    done = server.wait(server.queue(graph))
+    assert done["status"]["status_str"] == "success", done["status"]
+    return done["outputs"]
+
+
+def of_kind(graph, kind):
+    return {name: node["inputs"] for name, node in graph.items() if node["class_type"] == kind}
+
+
+@pytest.mark.parametrize("name", graphs.WORKFLOWS)
+def test_the_server_accepts_the_workflow(name, server, classes):
+    status, answer = posted(server, schemas.to_api(workflow(name), classes))
+    assert status == 200 and not answer["node_errors"], answer
+
+
+def test_the_server_refuses_a_workflow_whose_file_is_not_there(server, classes):
+    graph = schemas.to_api(workflow("glance_qwen_image_text_to_image"), classes)
+    (inputs,) = of_kind(graph, "LoadGlanceLoRA").values()
+    inputs["slow_lora"] = "nobody_has_this.safetensors"
+    status, answer = posted(server, graph)
+    assert status == 400 and "nobody_has_this.safetensors" in json.dumps(answer)
+
+
+def test_the_embedded_comparison_runs_and_comes_to_a_verdict(server, classes):
+    graph = schemas.to_api(workflow("glance_tiny_compare"), classes)
+    (latent,) = of_kind(graph, "EmptySD3LatentImage").values()
+    (path,) = of_kind(graph, "GlancePhasePlot").values()
+    latent["batch_size"], path["teacher_runs"] = 2, 1
+    outputs = finished(server, graph)
+    (table,) = [shown["text"][0] for shown in outputs.values() if "text" in shown]
+    assert table.splitlines()[2].startswith("| teacher | 50 | 100 |") and "than the best bare row" in table
+    assert sum(len(shown.get("images", [])) for shown in outputs.values()) == 2  # the grid and the plot
+
+
+def test_the_embedded_training_runs_saves_a_pair_and_samples_with_it(server, classes):
+    graph = schemas.to_api(workflow("glance_tiny_train"), classes)
+    (training,) = of_kind(graph, "TrainGlanceAdapter").values()
+    (search,) = of_kind(graph, "CalibrateGlance").values()
+    training |= {"steps": 2, "teacher_runs": 4, "checks": 2, "preview_every": 0}
+    search |= {"seconds": 3.0, "teacher_runs": 4, "forwards": 4}
+    outputs = finished(server, graph)
+    texts = [shown["text"][0] for shown in outputs.values() if "text" in shown]
+    assert any("trained in" in text and "sample with cfg" in text for text in texts)
+    assert sorted(file.name for file in (server.base / "models/loras").glob("my_glance_tiny_*")) == ["my_glance_tiny_fast.safetensors", "my_glance_tiny_slow.safetensors"]  # fmt: skip
+    assert sum(len(shown.get("images", [])) for shown in outputs.values()) == 10  # four with the pair, four without, and two plots
