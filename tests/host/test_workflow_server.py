@@ -106,3 +106,50 @@ def test_the_embedded_training_runs_saves_a_pair_and_samples_with_it(server, cla
     assert any("trained in" in text and "sample with cfg" in text for text in texts)
     assert sorted(file.name for file in (server.base / "models/loras").glob("my_glance_tiny_*")) == ["my_glance_tiny_fast.safetensors", "my_glance_tiny_slow.safetensors"]  # fmt: skip
     assert sum(len(shown.get("images", [])) for shown in outputs.values()) == 10  # four with the pair, four without, and two plots
+
+
+def with_neighbours(name, before=(), after=()):
+    """The block's workflow with nodes wired to its inputs and outputs of these names: (slot, type of node, its socket or None, widgets)."""
+    saved = json.loads((comfyui.PACK / "subgraphs" / f"{name}.json").read_text(encoding="utf-8"))
+    (block,) = saved["nodes"]
+    for slot, kind, values in before:
+        link, number = len(saved["links"]) + 1, len(saved["nodes"]) + 1
+        (at,) = [i for i, each in enumerate(block["inputs"]) if each["name"] == slot]
+        block["inputs"][at]["link"] = link
+        saved["links"].append([link, number, 0, 1, at, block["inputs"][at]["type"]])
+        saved["nodes"].append({"id": number, "type": kind, "inputs": [], "widgets_values": values})
+    for slot, kind, socket, values in after:
+        link, number = len(saved["links"]) + 1, len(saved["nodes"]) + 1
+        (at,) = [i for i, each in enumerate(block["outputs"]) if each["name"] == slot]
+        saved["links"].append([link, 1, at, number, 0, block["outputs"][at]["type"]])
+        saved["nodes"].append({"id": number, "type": kind, "inputs": [{"name": socket, "link": link}], "widgets_values": values})
+    return saved
+
+
+UNET, CLIP = "qwen_image_fp8_e4m3fn.safetensors", "qwen_2.5_vl_7b_fp8_scaled.safetensors"
+BLOCKS = {
+    "Glance text to image": ([], [("image", "SaveImage", "images", ["block"]), ("report", "PreviewAny", "source", [])]),
+    "Train a Glance pair": (
+        [("model", "UNETLoader", [UNET, "default"]), ("clip", "CLIPLoader", [CLIP, "qwen_image", "default"])],
+        [("losses", "PreviewImage", "images", []), ("report", "PreviewAny", "source", [])],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_server_hands_out_the_block_and_accepts_it_in_a_graph(name, server, classes):
+    listed = server.call("/global_subgraphs")[1]
+    (number,) = [number for number, each in listed.items() if each["name"] == name and each["info"]["node_pack"] == "custom_nodes.glance"]
+    assert server.call(f"/global_subgraphs/{number}")[1]["data"] == (comfyui.PACK / "subgraphs" / f"{name}.json").read_text(
+        encoding="utf-8"
+    )
+    graph = schemas.to_api(with_neighbours(name, *BLOCKS[name]), classes)
+    status, answer = posted(server, graph)
+    assert status == 200 and not answer["node_errors"], answer
+    incomplete = schemas.to_api(with_neighbours(name, BLOCKS[name][0][1:], BLOCKS[name][1]), classes)
+    if BLOCKS[name][0]:  # and without its model it is refused
+        assert posted(server, incomplete)[0] == 400
+
+
+def test_every_block_is_tried():
+    assert graphs.blocks.DESCRIPTIONS.keys() == BLOCKS.keys()

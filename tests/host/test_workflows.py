@@ -10,6 +10,7 @@ import pytest
 from graphs import builder, schemas
 
 WORKFLOWS = sorted((comfyui.PACK / "workflows").glob("*.json"))
+BLOCKS = sorted((comfyui.PACK / "subgraphs").glob("*.json"))
 MODEL_FILES = (".safetensors", ".gguf")  # which of them a user has is not ours to know
 TITLE = 30  # pixels of a node's title, above its position
 
@@ -42,13 +43,11 @@ def _overlap(one, other):
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def test_there_is_a_file_for_each_definition_and_no_other():
-    assert {path.stem for path in WORKFLOWS} == graphs.WORKFLOWS.keys()
-
-
-def test_a_workflow_is_what_its_definition_makes_of_the_hosts_schemas(path, host_nodes):
-    made = graphs.written(path.stem, host_nodes)
-    assert path.read_text(encoding="utf-8") == made, "run tests/host/write_workflows.py"
+def test_every_workflow_and_block_is_what_its_definition_makes_of_the_hosts_schemas(host_nodes):
+    made = graphs.files(host_nodes)
+    there = {f"{file.parent.name}/{file.name}": file.read_text(encoding="utf-8") for file in (*WORKFLOWS, *BLOCKS)}
+    assert there.keys() == made.keys()
+    assert [place for place in made if made[place] != there[place]] == [], "run tests/host/write_workflows.py"
 
 
 def test_a_definition_with_an_input_that_the_host_does_not_have_is_refused(host_nodes):
@@ -162,3 +161,22 @@ def test_file_names_without_an_address_are_the_packs_own_or_called_placeholders(
 
 def test_notes_name_only_workflows_that_there_are(workflow):
     assert set(re.findall(r"\*\*(glance_\w+)\*\*", _notes(workflow))) <= graphs.WORKFLOWS.keys() | {"glance_tiny_flux"}
+
+
+@pytest.mark.parametrize("path", BLOCKS, ids=lambda path: path.stem)
+def test_a_block_joins_its_inputs_and_outputs_to_nodes_inside(path, host_nodes):
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    (node,), (inside,) = saved["nodes"], saved["definitions"]["subgraphs"]
+    assert node["type"] == inside["id"] and inside["name"] == node["title"] == path.stem
+    nodes = {each["id"]: each for each in inside["nodes"]}
+    for link in inside["links"]:
+        source, target = nodes.get(link["origin_id"]), nodes.get(link["target_id"])
+        given = source["outputs"][link["origin_slot"]] if source else inside["inputs"][link["origin_slot"]]
+        taken = target["inputs"][link["target_slot"]] if target else inside["outputs"][link["target_slot"]]
+        assert given["type"] == taken["type"] == link["type"]
+        assert link["id"] in (given["links"] if source else given["linkIds"])
+        assert link["id"] in ([taken["link"]] if target else taken["linkIds"])
+    for each, outer in ((inside["inputs"], node["inputs"]), (inside["outputs"], node["outputs"])):
+        assert [(slot["name"], slot["type"]) for slot in each] == [(slot["name"], slot["type"]) for slot in outer]
+    for number, widget in node["properties"]["proxyWidgets"]:
+        assert widget in {each.name for each in schemas.widgets(host_nodes[nodes[int(number)]["type"]])}

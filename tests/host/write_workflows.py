@@ -1,4 +1,4 @@
-"""Write the pack's workflows anew from their definitions in tests/host/graphs: .venv/bin/python tests/host/write_workflows.py
+"""Write the pack's workflows and blocks anew from their definitions in tests/host/graphs: .venv/bin/python tests/host/write_workflows.py
 
 It boots the ComfyUI that the tests use, and says which files changed. The pictures beside them are made by tests/browser/run_workflow.py.
 """
@@ -6,7 +6,6 @@ It boots the ComfyUI that the tests use, and says which files changed. The pictu
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import comfyui
 
@@ -19,16 +18,17 @@ def main() -> None:
     sys.path.append(str(comfyui.PACK))  # last: ComfyUI has packages of the same names
     import graphs
 
-    classes = comfyui.all_nodes()
-    folder: Path = comfyui.PACK / "workflows"
-    for name in graphs.WORKFLOWS:
-        file, text = folder / f"{name}.json", graphs.written(name, classes)
+    made = graphs.files(comfyui.all_nodes())
+    for place, text in made.items():
+        file = comfyui.PACK / place
         before = file.read_text(encoding="utf-8") if file.exists() else None
         if text != before:
+            file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
-            sys.stdout.write(f"{file.name}: {'new' if before is None else 'changed'}\n")
-    for file in sorted(set(folder.glob("*.json")) - {folder / f"{name}.json" for name in graphs.WORKFLOWS}):
-        sys.stdout.write(f"{file.name}: not defined in tests/host/graphs\n")
+            sys.stdout.write(f"{place}: {'new' if before is None else 'changed'}\n")
+    there = {f"{folder}/{file.name}" for folder in ("workflows", "subgraphs") for file in (comfyui.PACK / folder).glob("*.json")}
+    for place in sorted(there - made.keys()):
+        sys.stdout.write(f"{place}: not defined in tests/host/graphs\n")
 
 
 if __name__ == "__main__":

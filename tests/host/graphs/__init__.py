@@ -1,12 +1,13 @@
-"""The pack's workflows: each is built from the host's schemas, and tests/host/write_workflows.py writes them all."""
+"""The pack's workflows and blocks: each is built from the host's schemas, and tests/host/write_workflows.py writes them all."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
-from . import combined, edit, embedded, training, video
+from . import blocks, combined, edit, embedded, training, video
 from .builder import Graph
 from .models import FLUX_DEV, QWEN_IMAGE
 from .text_to_image import text_to_image
@@ -34,8 +35,14 @@ WORKFLOWS: Mapping[str, Callable[[Graph], None]] = {
 }
 
 
-def written(name: str, classes: Mapping[str, type]) -> str:
-    """The workflow's file, character for character. classes: the host's node classes by name."""
+def files(classes: Mapping[str, type]) -> dict[str, str]:
+    """Every file that is made, by its place in the pack, character for character. classes: the host's node classes by name."""
+    made = {f"workflows/{name}.json": _workflow(name, classes) for name in WORKFLOWS}
+    made |= {f"subgraphs/{name}.json": blocks.block(name, classes) for name in blocks.DESCRIPTIONS}
+    return {place: json.dumps(saved, ensure_ascii=False, indent=2) + "\n" for place, saved in made.items()}
+
+
+def _workflow(name: str, classes: Mapping[str, type]) -> dict[str, Any]:
     graph = Graph(name, classes)
     WORKFLOWS[name](graph)
-    return json.dumps(graph.saved(), ensure_ascii=False, indent=2) + "\n"
+    return graph.saved()

@@ -58,6 +58,14 @@ class Slot:
         return self.node.saved["outputs"][self.index]["type"]
 
 
+@dataclass(frozen=True)
+class Outside:
+    """As the value of an input: the block's own input of this name, and what a widget holds while nothing is wired to it."""
+
+    name: str
+    value: Any = None
+
+
 @dataclass
 class Graph:
     """One workflow in the making. classes: the host's node classes by name."""
@@ -67,6 +75,7 @@ class Graph:
     nodes: list[dict[str, Any]] = field(default_factory=list)
     links: list[list[Any]] = field(default_factory=list)
     groups: list[dict[str, Any]] = field(default_factory=list)
+    outside: dict[str, tuple[dict[str, Any], schemas.Input]] = field(default_factory=dict)  # a block's inputs: the node and input fed
 
     def node(
         self, kind: str, at: tuple[int, int], size: tuple[int, int | None], title: str | None = None, colour: tuple[str, str] | None = None, **given: Any
@@ -78,11 +87,16 @@ class Graph:
         cls = self.classes[kind]
         made = self._add(kind, at, (size[0], size[1] or schemas.least_height(cls)))
         made["outputs"] = [{"name": name, "type": kind_of, "links": None} for name, kind_of in schemas.outputs(cls)]
-        files = [value for value in given.values() if isinstance(value, File)]
+        files = [
+            each for each in (value.value if isinstance(value, Outside) else value for value in given.values()) if isinstance(each, File)
+        ]
         values = []
         for each in schemas.inputs(cls):
             value = given.pop(each.name, None)
-            if isinstance(value, (Node, Slot)):
+            if isinstance(value, Outside):
+                self._take(value.name, made, each)
+                value = value.value
+            elif isinstance(value, (Node, Slot)):
                 self._link(value if isinstance(value, Slot) else Slot(value, 0), made, each)
                 value = None
             elif not each.is_widget and value is not None:
@@ -138,12 +152,21 @@ class Graph:
     def _link(self, source: Slot, target: dict[str, Any], into: schemas.Input) -> None:
         if into.kind not in ("*", source.kind):
             raise BuildError(f"{self.name}: {target['type']}.{into.name} takes {into.kind}, not {source.kind}")
-        number = len(self.links) + 1
+        number = self._socket(target, into, source.node.saved["id"], source.index, source.kind)
         output = source.node.saved["outputs"][source.index]
         output["links"] = [*(output["links"] or []), number]
-        self.links.append([number, source.node.saved["id"], source.index, target["id"], len(target["inputs"]), source.kind])
+
+    def _take(self, name: str, target: dict[str, Any], into: schemas.Input) -> None:
+        """Wire an input to the block's input of this name, which is new or already feeds others."""
+        self.outside.setdefault(name, (target, into))
+        self._socket(target, into, schemas.BLOCK_INPUT, list(self.outside).index(name), into.kind)
+
+    def _socket(self, target: dict[str, Any], into: schemas.Input, source: int, slot: int, kind: str) -> int:
+        number = len(self.links) + 1
+        self.links.append([number, source, slot, target["id"], len(target["inputs"]), kind])
         widget = {"widget": {"name": into.name}} if into.is_widget else {}
         target["inputs"].append({"name": into.name, "type": into.kind, **widget, "link": number})
+        return number
 
     def _saved(self, kind: str, widget: schemas.Input, value: Any) -> list[Any]:
         """The widget's value, and those of the widgets that the browser adds to it."""
@@ -170,7 +193,7 @@ class Column:
         self.graph, self.x, self.width, self.y = graph, x, width, y
         self.open: list[Node] = []
 
-    def node(self, kind: str, height: int | None = None, **given: Any) -> Node:
+    def node(self, kind: str, height: int | None = None, /, **given: Any) -> Node:
         made = self.graph.node(kind, (self.x, self.y), (self.width, height), **given)
         self.y = made.bottom + BETWEEN
         self.open.append(made)
