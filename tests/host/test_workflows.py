@@ -163,6 +163,12 @@ def test_notes_name_only_workflows_that_there_are(workflow):
     assert set(re.findall(r"\*\*(glance_\w+)\*\*", _notes(workflow))) <= graphs.WORKFLOWS.keys() | {"glance_tiny_flux"}
 
 
+def test_the_readme_names_every_workflow_and_block():
+    text = (comfyui.PACK / "README.md").read_text(encoding="utf-8").split("\n## Workflows\n")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"`(glance_\w+)`", text)) == sorted(graphs.WORKFLOWS)
+    assert set(re.findall(r"\*\*(.+?)\*\*", text)) >= {path.stem for path in BLOCKS}
+
+
 @pytest.mark.parametrize("path", BLOCKS, ids=lambda path: path.stem)
 def test_a_block_joins_its_inputs_and_outputs_to_nodes_inside(path, host_nodes):
     saved = json.loads(path.read_text(encoding="utf-8"))
