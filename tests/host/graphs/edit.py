@@ -47,7 +47,7 @@ def edit(graph: Graph) -> None:
     notes.note("How it edits", (
         "*Text Encode* shows the picture to the text encoder and, as a reference, to the model itself; *VAE Encode* gives the size, and `denoise` 1 starts from noise. "
         "Up to three pictures fit: wire `image2` and `image3` of both encoders.\n\n10 steps of 50, each of which runs the model twice (`cfg` 4). "
-        "ComfyUI's own template puts *CFGNorm* behind the loader; that works here too.\n"
+        "ComfyUI's own template also puts *CFGNorm* behind the loader; here it is left out.\n"
     ), 250)  # fmt: skip
     notes.note("No pair yet?", (
         "- **glance_qwen_image_edit_train_one_edit** makes one of the names that stand in **Load Glance LoRA**.\n"

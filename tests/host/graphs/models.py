@@ -21,7 +21,7 @@ def _file(folder: str, base: str, name: str, gb: float | None = None) -> File:
 
 @dataclass(frozen=True)
 class Model:
-    """slow, fast: a published pair's files, or the names that the training graph writes; cfg, guidance: as the bare model is sampled;
+    """slow, fast: a published pair's files, or placeholders; cfg, guidance: as the bare model is sampled;
     memory: what training it is predicted to take."""
 
     key: str
@@ -62,7 +62,7 @@ FLUX_DEV = Model(
     (_file("text_encoders", _FLUX_TEXT, "clip_l.safetensors", 0.2), _file("text_encoders", _FLUX_TEXT, "t5xxl_fp16.safetensors", 9.8)), "flux",
     _file("vae", f"{_HUB}/Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae", "ae.safetensors"),
     "glance_flux_slow.safetensors", "glance_flux_fast.safetensors",
-    cfg=1, guidance=3.5, memory="11.8 GB on a card of 12 GB, 3.6 GB with `offload` all, which streams every weight",
+    cfg=1, guidance=3.5, memory="11.8 GB on a card of 12 GB; 3.6 GB, stored in fp8, with `offload` all, which streams every weight",
 )  # fmt: skip
 
 QWEN_IMAGE_EDIT = Model(

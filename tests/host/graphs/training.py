@@ -38,7 +38,7 @@ def train_one_picture(graph: Graph, model: Model) -> None:
     notes = Notes(graph)
     notes.note("Model files", f"{files_table(model.bare_files)}\n\nTraining needs the Python package `peft` as well.\n", 240)
     notes.note("What it does", _about(model, name), 370)
-    paper = "In the paper, one good photograph did; pictures of noise did not." if model.guidance is None else ""
+    paper = "In the paper it mattered which picture: a fox did well, a bookstore less, noise failed." if model.guidance is None else ""
     notes.note("What to expect", EXPECT.format(paper=paper), 270)
     notes.note("Afterwards", AFTERWARDS.format(name=name), 200)
 

@@ -38,7 +38,7 @@ def text_to_video(graph: Graph) -> None:
     notes.note("No pair yet?", (
         "- **glance_wan_train_on_prompts** makes one of the names that stand in **Load Glance LoRA**.\n"
         "- Without any: click **Load Glance LoRA**, hold **Ctrl** and click **Report**, press **Ctrl + B**. The bare model then walks the same ten steps.\n"
-        "- The 14B of Wan 2.1 works the same way, with a pair of its own. Wan 2.2's 14B is two models, each of which would need one.\n"
+        "- The 14B of Wan 2.1 works the same way, with a pair of its own. Wan 2.2's 14B is two models, one for early and one for late steps; this graph has one.\n"
     ), 240)  # fmt: skip
 
 
