@@ -14,6 +14,8 @@ BLUE, GREEN, RED, BLACK = ("#223", "#335"), ("#232", "#353"), ("#322", "#533"), 
 GROUP = "#3f789e"
 MARGIN, TITLE = 15, 75  # pixels from a group's frame to its nodes: at the sides and below, and above with both titles
 BETWEEN, NOTES_BETWEEN = 60, 45  # from a node, a note to the next one's top, whose title of 30 lies above it
+GROWING = {"PreviewImage", "SaveImage", "PreviewAny", "SaveAnimatedWEBP", "CLIPTextEncode", "TextEncodeQwenImageEditPlus", "GlanceTinyText"}
+NOTE_GROWS = 120  # pixels at most, so that none is mostly empty
 FILE_ENDS = (".safetensors", ".gguf", ".sft", ".png", ".jpg")
 
 
@@ -128,6 +130,21 @@ class Graph:
         frame = [left - MARGIN, top - TITLE, right - left + 2 * MARGIN, bottom - top + TITLE + MARGIN]
         self.groups.append({"id": len(self.groups) + 1, "title": title, "bounding": frame, "color": GROUP, "font_size": 24, "flags": {}})
 
+    def level(self) -> None:
+        """Let frames and notes end at one height: the lowest nodes of a column grow where they can."""
+        bottom = max(frame[1] + frame[3] for frame in (group["bounding"] for group in self.groups))
+        for group in self.groups:
+            frame = group["bounding"]
+            inside = [Node(each) for each in self.nodes if _holds(frame, each)]
+            last = [node for node in inside if node.bottom == frame[1] + frame[3] - MARGIN]
+            below = any(_beside(frame, other["bounding"]) and other["bounding"][1] > frame[1] for other in self.groups)
+            if not below and all(node.saved["type"] in GROWING for node in last):
+                for node in last:
+                    node.saved["size"][1] += bottom - frame[1] - frame[3]
+                frame[3] = bottom - frame[1]
+        lowest = max((Node(each) for each in self.nodes if each["type"] == "MarkdownNote"), key=lambda note: note.bottom)
+        lowest.saved["size"][1] += max(0, min(bottom - lowest.bottom, NOTE_GROWS))
+
     def saved(self) -> dict[str, Any]:
         """The workflow's JSON."""
         return {
@@ -179,6 +196,16 @@ class Graph:
             value = int(value)  # as JavaScript writes it
         more = ["fixed"] if widget.options.get("control_after_generate") else []
         return [value, *more, *(["image"] if widget.options.get("image_upload") else [])]
+
+
+def _holds(frame: list[int], node: Mapping[str, Any]) -> bool:
+    (x, y), (left, top, width, height) = node["pos"], frame
+    return left < x < left + width and top < y < top + height
+
+
+def _beside(one: list[int], other: list[int]) -> bool:
+    """Whether two frames share a part of the width."""
+    return one is not other and one[0] < other[0] + other[2] and other[0] < one[0] + one[2]
 
 
 def _is_own(node_class: type) -> bool:

@@ -54,6 +54,7 @@ def edit(graph: Graph) -> None:
         f"- Qwen-Image's [published pair]({PAIR_PAGE}) is for the same layers, but was not trained for edits; what it does here nobody has measured.\n"
         "- Without any: click **Load Glance LoRA**, hold **Ctrl** and click **Report**, press **Ctrl + B**. The bare model then walks the same ten steps.\n"
     ), 250)  # fmt: skip
+    graph.level()
 
 
 def train_one_edit(graph: Graph) -> None:
@@ -93,3 +94,4 @@ def train_one_edit(graph: Graph) -> None:
         "instructions with *Conditioning (Combine)*.\n\nThe reference doubles what the model sees, so it takes more memory than Qwen-Image; `offload` *all* streams every weight.\n"
     ), 300)  # fmt: skip
     notes.note("Afterwards", AFTERWARDS.format(name=NAME), 200)
+    graph.level()

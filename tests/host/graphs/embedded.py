@@ -84,6 +84,7 @@ def compare(graph: Graph) -> None:
     )
     plot = graph.node("PreviewImage", (1390, 845), (640, 262), title="How much the velocity turns, and the ladders", images=path["plot"])
     graph.group("4. The model's path", path, plot)
+    graph.level()
 
 
 def train(graph: Graph) -> None:
@@ -117,6 +118,7 @@ def train(graph: Graph) -> None:
     result.node("PreviewAny", 220, title="Report: is it better than the bare base?", source=trained["report"])
     result.group("5. What came of it")
     _use(graph, result.y, trained, unet, found["settings"], (tried, negative, latent, vae))
+    graph.level()
 
 
 def _use(graph: Graph, y: int, trained: Node, unet: Node, settings: object, given: tuple[Node, Node, Node, Node]) -> None:

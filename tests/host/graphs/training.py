@@ -41,6 +41,7 @@ def train_one_picture(graph: Graph, model: Model) -> None:
     paper = "In the paper it mattered which picture: a fox did well, a bookstore less, noise failed." if model.guidance is None else ""
     notes.note("What to expect", EXPECT.format(paper=paper), 270)
     notes.note("Afterwards", AFTERWARDS.format(name=name), 200)
+    graph.level()
 
 
 def _about(model: Model, name: str) -> str:
@@ -95,6 +96,7 @@ def compare(graph: Graph, model: Model) -> None:
     notes.note("Model files", files_note(model), 320)
     notes.note("Is the pair worth it?", _compared(model), 310)
     notes.note("How long it takes", _cost(model), 220)
+    graph.level()
 
 
 def _compared(model: Model) -> str:

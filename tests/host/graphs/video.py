@@ -40,6 +40,7 @@ def text_to_video(graph: Graph) -> None:
         "- Without any: click **Load Glance LoRA**, hold **Ctrl** and click **Report**, press **Ctrl + B**. The bare model then walks the same ten steps.\n"
         "- The 14B of Wan 2.1 works the same way, with a pair of its own. Wan 2.2's 14B is two models, one for early and one for late steps; this graph has one.\n"
     ), 240)  # fmt: skip
+    graph.level()
 
 
 def train_on_prompts(graph: Graph) -> None:
@@ -76,3 +77,4 @@ def train_on_prompts(graph: Graph) -> None:
         "- **steps** 0 means 60; more of them help on the pack's small model.\n"
     ), 250)  # fmt: skip
     notes.note("Afterwards", AFTERWARDS.format(name=NAME), 200)
+    graph.level()
