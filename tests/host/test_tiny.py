@@ -7,7 +7,7 @@ import comfyui
 import folder_paths
 import pytest
 import torch
-from graphs.schemas import to_api
+from graphs.api import to_api
 from pack import node
 from real_server import Server, folder
 from safetensors.torch import load_file

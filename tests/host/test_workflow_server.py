@@ -7,7 +7,7 @@ import comfyui
 import graphs
 import pytest
 import torch
-from graphs import schemas
+from graphs.api import to_api
 from PIL import Image
 from real_server import Server, folder
 from safetensors.torch import save_file
@@ -72,12 +72,12 @@ def of_kind(graph, kind):
 
 @pytest.mark.parametrize("name", graphs.WORKFLOWS)
 def test_the_server_accepts_the_workflow(name, server, classes):
-    status, answer = posted(server, schemas.to_api(workflow(name), classes))
+    status, answer = posted(server, to_api(workflow(name), classes))
     assert status == 200 and not answer["node_errors"], answer
 
 
 def test_the_server_refuses_a_workflow_whose_file_is_not_there(server, classes):
-    graph = schemas.to_api(workflow("glance_qwen_image_text_to_image"), classes)
+    graph = to_api(workflow("glance_qwen_image_text_to_image"), classes)
     (inputs,) = of_kind(graph, "LoadGlanceLoRA").values()
     inputs["slow_lora"] = "nobody_has_this.safetensors"
     status, answer = posted(server, graph)
@@ -85,7 +85,7 @@ def test_the_server_refuses_a_workflow_whose_file_is_not_there(server, classes):
 
 
 def test_the_embedded_comparison_runs_and_comes_to_a_verdict(server, classes):
-    graph = schemas.to_api(workflow("glance_tiny_compare"), classes)
+    graph = to_api(workflow("glance_tiny_compare"), classes)
     (latent,) = of_kind(graph, "EmptySD3LatentImage").values()
     (path,) = of_kind(graph, "GlancePhasePlot").values()
     latent["batch_size"], path["teacher_runs"] = 2, 1
@@ -96,7 +96,7 @@ def test_the_embedded_comparison_runs_and_comes_to_a_verdict(server, classes):
 
 
 def test_the_embedded_training_runs_saves_a_pair_and_samples_with_it(server, classes):
-    graph = schemas.to_api(workflow("glance_tiny_train"), classes)
+    graph = to_api(workflow("glance_tiny_train"), classes)
     (training,) = of_kind(graph, "TrainGlanceAdapter").values()
     (search,) = of_kind(graph, "CalibrateGlance").values()
     training |= {"steps": 2, "teacher_runs": 4, "checks": 2, "preview_every": 0}
@@ -143,10 +143,10 @@ def test_the_server_hands_out_the_block_and_accepts_it_in_a_graph(name, server, 
     assert server.call(f"/global_subgraphs/{number}")[1]["data"] == (comfyui.PACK / "subgraphs" / f"{name}.json").read_text(
         encoding="utf-8"
     )
-    graph = schemas.to_api(with_neighbours(name, *BLOCKS[name]), classes)
+    graph = to_api(with_neighbours(name, *BLOCKS[name]), classes)
     status, answer = posted(server, graph)
     assert status == 200 and not answer["node_errors"], answer
-    incomplete = schemas.to_api(with_neighbours(name, BLOCKS[name][0][1:], BLOCKS[name][1]), classes)
+    incomplete = to_api(with_neighbours(name, BLOCKS[name][0][1:], BLOCKS[name][1]), classes)
     if BLOCKS[name][0]:  # and without its model it is refused
         assert posted(server, incomplete)[0] == 400
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import schemas
-from .builder import BLUE, GREEN, RED, Column, Graph, Outside, Slot
+from .api import LINK
+from .builder import BLOCK_INPUT, BLOCK_OUTPUT, BLUE, GREEN, RED, Graph, Outside, Slot
+from .layout import Column
 from .models import QWEN_IMAGE
 from .pieces import FOX
 
@@ -76,10 +78,10 @@ def block(name: str, classes: Mapping[str, type]) -> dict[str, Any]:
 
 
 def _definition(graph: Graph, came_out: Mapping[str, Slot], description: str) -> dict[str, Any]:
-    links = [dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True)) for link in graph.links]
+    links = [dict(zip(LINK, link, strict=True)) for link in graph.links]
     outputs = []
     for i, (name, slot) in enumerate(came_out.items()):
-        link = {"id": len(links) + 1, "origin_id": slot.node.saved["id"], "origin_slot": slot.index, "target_id": schemas.BLOCK_OUTPUT, "target_slot": i, "type": slot.kind}  # fmt: skip
+        link = {"id": len(links) + 1, "origin_id": slot.node.saved["id"], "origin_slot": slot.index, "target_id": BLOCK_OUTPUT, "target_slot": i, "type": slot.kind}  # fmt: skip
         links.append(link)
         saved = slot.node.saved["outputs"][slot.index]
         saved["links"] = [*(saved["links"] or []), link["id"]]
@@ -89,15 +91,15 @@ def _definition(graph: Graph, came_out: Mapping[str, Slot], description: str) ->
     inputs = [
         {
             "id": _uuid(graph, "input", name), "name": name, "type": into.kind, "pos": [-160, 20 + ROW * i],
-            "linkIds": [link["id"] for link in links if (link["origin_id"], link["origin_slot"]) == (schemas.BLOCK_INPUT, i)],
+            "linkIds": [link["id"] for link in links if (link["origin_id"], link["origin_slot"]) == (BLOCK_INPUT, i)],
         }
         for i, (name, (_, into)) in enumerate(graph.outside.items())
     ]  # fmt: skip
     return {
         "id": _uuid(graph), "version": 1, "state": {"lastGroupId": 0, "lastNodeId": len(graph.nodes), "lastLinkId": len(links), "lastRerouteId": 0},
         "revision": 0, "config": {}, "name": graph.name,
-        "inputNode": {"id": schemas.BLOCK_INPUT, "bounding": [-300, 0, 160, 40 + ROW * len(inputs)]},
-        "outputNode": {"id": schemas.BLOCK_OUTPUT, "bounding": [1460, 0, 120, 40 + ROW * len(outputs)]},
+        "inputNode": {"id": BLOCK_INPUT, "bounding": [-300, 0, 160, 40 + ROW * len(inputs)]},
+        "outputNode": {"id": BLOCK_OUTPUT, "bounding": [1460, 0, 120, 40 + ROW * len(outputs)]},
         "inputs": inputs, "outputs": outputs, "widgets": [], "nodes": graph.nodes, "groups": [], "links": links,
         "extra": {"workflowRendererVersion": "LG"}, "category": CATEGORY, "description": description,
     }  # fmt: skip

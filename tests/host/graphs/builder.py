@@ -13,9 +13,7 @@ HOST_VERSION = "0.33.0"  # whose nodes the graphs are made of
 BLUE, GREEN, RED, BLACK = ("#223", "#335"), ("#232", "#353"), ("#322", "#533"), ("#222", "#000")
 GROUP = "#3f789e"
 MARGIN, TITLE = 15, 75  # pixels from a group's frame to its nodes: at the sides and below, and above with both titles
-BETWEEN, NOTES_BETWEEN = 60, 45  # from a node, a note to the next one's top, whose title of 30 lies above it
-GROWING = {"PreviewImage", "SaveImage", "PreviewAny", "SaveAnimatedWEBP", "CLIPTextEncode", "TextEncodeQwenImageEditPlus", "GlanceTinyText"}
-NOTE_GROWS = 120  # pixels at most, so that none is mostly empty
+BLOCK_INPUT, BLOCK_OUTPUT = -10, -20  # the nodes that stand for a block's own inputs and outputs
 FILE_ENDS = (".safetensors", ".gguf", ".sft", ".png", ".jpg")
 
 
@@ -88,25 +86,8 @@ class Graph:
             raise BuildError(f"{self.name}: the host has no node {kind}")
         cls = self.classes[kind]
         made = self._add(kind, at, (size[0], size[1] or schemas.least_height(cls)))
-        made["outputs"] = [{"name": name, "type": kind_of, "links": None} for name, kind_of in schemas.outputs(cls)]
-        files = [
-            each for each in (value.value if isinstance(value, Outside) else value for value in given.values()) if isinstance(each, File)
-        ]
-        values = []
-        for each in schemas.inputs(cls):
-            value = given.pop(each.name, None)
-            if isinstance(value, Outside):
-                self._take(value.name, made, each)
-                value = value.value
-            elif isinstance(value, (Node, Slot)):
-                self._link(value if isinstance(value, Slot) else Slot(value, 0), made, each)
-                value = None
-            elif not each.is_widget and value is not None:
-                raise BuildError(f"{self.name}: {kind}.{each.name} is a socket, and {value!r} is no node")
-            if each.is_widget:
-                values += self._saved(kind, each, value.name if isinstance(value, File) else value)
-        if given:
-            raise BuildError(f"{self.name}: {kind} has no input {', '.join(given)}")
+        made["outputs"] = [{"name": name, "type": carried, "links": None} for name, carried in schemas.outputs(cls)]
+        values, files = self._fill(made, cls, given)
         if title:
             made["title"] = title
         made["properties"] = {"Node name for S&R": kind} | ({} if _is_own(cls) else {"cnr_id": "comfy-core", "ver": HOST_VERSION})
@@ -130,21 +111,6 @@ class Graph:
         frame = [left - MARGIN, top - TITLE, right - left + 2 * MARGIN, bottom - top + TITLE + MARGIN]
         self.groups.append({"id": len(self.groups) + 1, "title": title, "bounding": frame, "color": GROUP, "font_size": 24, "flags": {}})
 
-    def level(self) -> None:
-        """Let frames and notes end at one height: the lowest nodes of a column grow where they can."""
-        bottom = max(frame[1] + frame[3] for frame in (group["bounding"] for group in self.groups))
-        for group in self.groups:
-            frame = group["bounding"]
-            inside = [Node(each) for each in self.nodes if _holds(frame, each)]
-            last = [node for node in inside if node.bottom == frame[1] + frame[3] - MARGIN]
-            below = any(_beside(frame, other["bounding"]) and other["bounding"][1] > frame[1] for other in self.groups)
-            if not below and all(node.saved["type"] in GROWING for node in last):
-                for node in last:
-                    node.saved["size"][1] += bottom - frame[1] - frame[3]
-                frame[3] = bottom - frame[1]
-        lowest = max((Node(each) for each in self.nodes if each["type"] == "MarkdownNote"), key=lambda note: note.bottom)
-        lowest.saved["size"][1] += max(0, min(bottom - lowest.bottom, NOTE_GROWS))
-
     def saved(self) -> dict[str, Any]:
         """The workflow's JSON."""
         return {
@@ -155,16 +121,34 @@ class Graph:
 
     def _add(self, kind: str, at: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
         made = {
-            "id": len(self.nodes) + 1,
-            "type": kind,
-            "pos": list(at),
-            "size": list(size),
-            "flags": {},
-            "order": len(self.nodes),
-            "mode": 0,
-        }
-        self.nodes.append(made | {"inputs": [], "outputs": []})
-        return self.nodes[-1]
+            "id": len(self.nodes) + 1, "type": kind, "pos": list(at), "size": list(size), "flags": {}, "order": len(self.nodes), "mode": 0,
+            "inputs": [], "outputs": [],
+        }  # fmt: skip
+        self.nodes.append(made)
+        return made
+
+    def _fill(self, made: dict[str, Any], node_class: type, given: dict[str, Any]) -> tuple[list[Any], list[File]]:
+        """Wire what is given to sockets; the values of the widgets, and the files among them."""
+        values: list[Any] = []
+        files: list[File] = []
+        for each in schemas.inputs(node_class):
+            value = given.pop(each.name, None)
+            if isinstance(value, Outside):
+                self._take(value.name, made, each)
+                value = value.value
+            elif isinstance(value, (Node, Slot)):
+                self._link(value if isinstance(value, Slot) else Slot(value, 0), made, each)
+                value = None
+            elif not each.is_widget and value is not None:
+                raise BuildError(f"{self.name}: {made['type']}.{each.name} is a socket, and {value!r} is no node")
+            if isinstance(value, File):
+                files.append(value)
+                value = value.name
+            if each.is_widget:
+                values += self._saved(made["type"], each, value)
+        if given:
+            raise BuildError(f"{self.name}: {made['type']} has no input {', '.join(given)}")
+        return values, files
 
     def _link(self, source: Slot, target: dict[str, Any], into: schemas.Input) -> None:
         if into.kind not in ("*", source.kind):
@@ -176,7 +160,7 @@ class Graph:
     def _take(self, name: str, target: dict[str, Any], into: schemas.Input) -> None:
         """Wire an input to the block's input of this name, which is new or already feeds others."""
         self.outside.setdefault(name, (target, into))
-        self._socket(target, into, schemas.BLOCK_INPUT, list(self.outside).index(name), into.kind)
+        self._socket(target, into, BLOCK_INPUT, list(self.outside).index(name), into.kind)
 
     def _socket(self, target: dict[str, Any], into: schemas.Input, source: int, slot: int, kind: str) -> int:
         number = len(self.links) + 1
@@ -198,47 +182,6 @@ class Graph:
         return [value, *more, *(["image"] if widget.options.get("image_upload") else [])]
 
 
-def _holds(frame: list[int], node: Mapping[str, Any]) -> bool:
-    (x, y), (left, top, width, height) = node["pos"], frame
-    return left < x < left + width and top < y < top + height
-
-
-def _beside(one: list[int], other: list[int]) -> bool:
-    """Whether two frames share a part of the width."""
-    return one is not other and one[0] < other[0] + other[2] and other[0] < one[0] + one[2]
-
-
 def _is_own(node_class: type) -> bool:
     """Whether the node is this pack's."""
     return "Glance" in node_class.__name__ or node_class.__name__ == "PhaseSplitSampler"
-
-
-class Column:
-    """Nodes of one width below one another; group() frames those since the last frame."""
-
-    def __init__(self, graph: Graph, x: int, width: int, y: int = 0):
-        self.graph, self.x, self.width, self.y = graph, x, width, y
-        self.open: list[Node] = []
-
-    def node(self, kind: str, height: int | None = None, /, **given: Any) -> Node:
-        made = self.graph.node(kind, (self.x, self.y), (self.width, height), **given)
-        self.y = made.bottom + BETWEEN
-        self.open.append(made)
-        return made
-
-    def group(self, title: str) -> None:
-        self.graph.group(title, *self.open)
-        self.y += MARGIN + TITLE + MARGIN - BETWEEN
-        self.open = []
-
-
-class Notes:
-    """Notes below one another, level with the frames beside them."""
-
-    def __init__(self, graph: Graph, x: int = 0, width: int = 450, y: int = -45):
-        self.graph, self.x, self.width, self.y = graph, x, width, y
-
-    def note(self, title: str, text: str, height: int) -> Node:
-        made = self.graph.note(title, text, (self.x, self.y), (self.width, height))
-        self.y = made.bottom + NOTES_BETWEEN
-        return made

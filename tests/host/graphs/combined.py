@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from glance_core.schedule import build_schedule, split_steps, teacher_ladder
 
-from .builder import Column, Graph, Node, Notes
+from .builder import Graph, Node
+from .layout import Column, Notes, level
 from .models import CONTROLNET, ILLUSTRATION, QWEN_IMAGE
 from .pieces import PICTURE, Loaded, Prompts, files_note, load, load_pair, picture, prompts, sample
 
@@ -54,7 +55,7 @@ def image_to_image(graph: Graph) -> None:
     notes.note("What to change", (
         f"The prompt says what the whole picture is to show, not only what is new. Near 1 the picture is hardly seen, at 0.4 hardly changed.\n\n{UNMEASURED}\n"
     ), 170)  # fmt: skip
-    graph.level()
+    level(graph)
 
 
 def inpaint(graph: Graph) -> None:
@@ -87,7 +88,7 @@ def inpaint(graph: Graph) -> None:
         "- `denoise` 0.8 keeps the colours under the mask; Slow then takes no part.\n- `expand`: pixels around the mask that are painted too; more of them for a softer transition.\n"
         f"\n{UNMEASURED}\n"
     ), 190)  # fmt: skip
-    graph.level()
+    level(graph)
 
 
 def style_lora(graph: Graph) -> None:
@@ -110,7 +111,7 @@ def style_lora(graph: Graph) -> None:
     notes.note("If the style is weak", (
         f"Raise the style's strength; then lower `fast_strength` to 0.7: the late steps paint the texture.\n\nTo see what the pair adds, bypass it and its report with **Ctrl + B**. {UNMEASURED}\n"
     ), 170)  # fmt: skip
-    graph.level()
+    level(graph)
 
 
 def controlnet(graph: Graph) -> None:
@@ -143,4 +144,4 @@ def controlnet(graph: Graph) -> None:
         "- **strength** 0.9: lower it where the edges are followed too closely.\n- **end_percent** below 1 lets the late steps free. Of ten steps Slow takes the first five.\n"
         f"- This one also knows depth, pose and soft edges: put their picture in place of *Canny*'s.\n\n{UNMEASURED}\n"
     ), 220)  # fmt: skip
-    graph.level()
+    level(graph)

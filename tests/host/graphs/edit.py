@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .builder import GREEN, RED, Column, Graph, Node, Notes
+from .builder import GREEN, RED, Graph, Node
+from .layout import Column, Notes, level
 from .models import PAIR_PAGE, QWEN_IMAGE_EDIT
 from .pieces import PICTURE, Loaded, Prompts, files_note, files_table, load, load_pair, sample
 from .training import AFTERWARDS, results, trainer, use
@@ -39,7 +40,7 @@ def edit(graph: Graph) -> None:
     pair = load_pair(middle, model, loaded.unet, "3. Glance pair", 200)
     said = _instruct(middle, loaded, scaled, INSTRUCTION, "What to change", "4. Instruction")
     right = Column(graph, 1410, 420)
-    decoded = sample(right, pair, said, latent, loaded.vae, cfg=model.cfg, sampler_name="auto")
+    decoded = sample(right, pair, said, latent, loaded.vae, cfg=model.cfg)
     right.node("SaveImage", 470, images=decoded, filename_prefix="glance_qwen_image_edit")
     right.group("5. Sample and save")
     notes = Notes(graph)
@@ -54,7 +55,7 @@ def edit(graph: Graph) -> None:
         f"- Qwen-Image's [published pair]({PAIR_PAGE}) is for the same layers, but was not trained for edits; what it does here nobody has measured.\n"
         "- Without any: click **Load Glance LoRA**, hold **Ctrl** and click **Report**, press **Ctrl + B**. The bare model then walks the same ten steps.\n"
     ), 250)  # fmt: skip
-    graph.level()
+    level(graph)
 
 
 def train_one_edit(graph: Graph) -> None:
@@ -94,4 +95,4 @@ def train_one_edit(graph: Graph) -> None:
         "instructions with *Conditioning (Combine)*.\n\nThe reference doubles what the model sees, so it takes more memory than Qwen-Image; `offload` *all* streams every weight.\n"
     ), 300)  # fmt: skip
     notes.note("Afterwards", AFTERWARDS.format(name=NAME), 200)
-    graph.level()
+    level(graph)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .builder import BLUE, GREEN, RED, Column, Graph, Node, Notes
+from .builder import BLUE, GREEN, RED, Graph, Node
 from .embedded_notes import COMPARE, OWN_MODEL, PATH, STEPS, TRAIN, TRY, WORDS
+from .layout import Column, Notes, level
 
 PROMPT = "a large green star left and a small purple ring on striped pink"
 PROMPTS = """a large red circle left and a small blue star on plain white
@@ -84,7 +85,7 @@ def compare(graph: Graph) -> None:
     )
     plot = graph.node("PreviewImage", (1390, 845), (640, 262), title="How much the velocity turns, and the ladders", images=path["plot"])
     graph.group("4. The model's path", path, plot)
-    graph.level()
+    level(graph)
 
 
 def train(graph: Graph) -> None:
@@ -118,7 +119,7 @@ def train(graph: Graph) -> None:
     result.node("PreviewAny", 220, title="Report: is it better than the bare base?", source=trained["report"])
     result.group("5. What came of it")
     _use(graph, result.y, trained, unet, found["settings"], (tried, negative, latent, vae))
-    graph.level()
+    level(graph)
 
 
 def _use(graph: Graph, y: int, trained: Node, unet: Node, settings: object, given: tuple[Node, Node, Node, Node]) -> None:

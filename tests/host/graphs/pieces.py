@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .builder import BLUE, GREEN, RED, Column, File, Node, Slot
+from .builder import BLUE, GREEN, RED, File, Node, Slot
+from .layout import Column
 from .models import PAIR_PAGE, Model
 
 FOX = "A red fox asleep on a mossy stone wall in an autumn forest, soft morning light through the mist, fallen maple leaves, shallow depth of field, photograph"
@@ -82,8 +83,7 @@ def prompts(column: Column, model: Model, clip: Node, group: str, text: str = FO
 
 def sample(column: Column, model: Any, said: Prompts, latent: Node | Slot, vae: Node, **more: Any) -> Node:
     """The sampler and its pictures decoded. model: what carries the pair."""
-    given = {"sampler_name": "euler"} | more
-    sampler = column.node("PhaseSplitSampler", colour=BLUE, model=model, positive=said.positive, negative=said.negative, latent_image=latent, **given)  # fmt: skip
+    sampler = column.node("PhaseSplitSampler", colour=BLUE, model=model, positive=said.positive, negative=said.negative, latent_image=latent, **more)  # fmt: skip
     return column.node("VAEDecode", samples=sampler, vae=vae)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str}
 FRONTEND_ONLY = {"MarkdownNote", "Note"}  # drawn by the browser, unknown to the server
 SEEDS = ["fixed", "increment", "decrement", "randomize"]
-BLOCK_INPUT, BLOCK_OUTPUT = -10, -20  # the nodes that stand for a block's own inputs and outputs
 SLOT, WIDGET, TEXT = 20, 24, 64  # pixels that a socket, a widget and a field of text take
 
 
@@ -60,51 +59,3 @@ def least_height(node_class: type) -> int:
     rows = max(len(sockets(node_class)), len(outputs(node_class)))
     fields = [TEXT if each.options.get("multiline") else WIDGET for each in widgets(node_class)]
     return SLOT * rows + sum(fields) + (14 if fields else 6)
-
-
-def to_api(workflow: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, Any]:
-    """The workflow as the browser sends it to /prompt: widgets by name, links by node and slot, blocks (subgraphs) opened, notes left out."""
-    blocks = {block["id"]: block for block in workflow.get("definitions", {}).get("subgraphs", [])}
-    graph: dict[str, Any] = {}
-    _open(workflow, "", {}, blocks, classes, graph)
-    return graph
-
-
-def _open(
-    scope: Mapping[str, Any],
-    prefix: str,
-    given: Mapping[int, Any],
-    blocks: Mapping[str, Any],
-    classes: Mapping[str, type],
-    graph: dict[str, Any],
-) -> dict[int, Any]:
-    """Adds the nodes of a workflow or a block to `graph`; what comes out of each of the block's own outputs. given: what its inputs are fed."""
-    nodes = {node["id"]: node for node in scope["nodes"]}
-    links = [(link["id"], link["origin_id"], link["origin_slot"], link["target_id"], link["target_slot"]) if isinstance(link, dict) else link for link in scope["links"]]  # fmt: skip
-    origins = {link: (node, slot) for link, node, slot, *_ in links}
-    opened: dict[int, dict[int, Any]] = {}
-
-    def source(link: int) -> Any:
-        node, slot = origins[link]
-        if node == BLOCK_INPUT:
-            return given.get(slot)
-        if nodes[node]["type"] not in blocks:
-            return [f"{prefix}{node}", slot]
-        return block(nodes[node])[slot]
-
-    def block(node: Mapping[str, Any]) -> dict[int, Any]:
-        if node["id"] not in opened:
-            fed = {i: source(slot["link"]) for i, slot in enumerate(node["inputs"]) if slot["link"] is not None}
-            opened[node["id"]] = _open(blocks[node["type"]], f"{prefix}{node['id']}:", fed, blocks, classes, graph)
-        return opened[node["id"]]
-
-    for node in nodes.values():
-        if node["type"] in blocks:
-            block(node)
-        elif node["type"] not in FRONTEND_ONLY:
-            saved = zip((each.name for each in widgets(classes[node["type"]])), node["widgets_values"], strict=True)
-            values = {name: value for name, value in saved if name not in ("control_after_generate", "upload")}
-            fed = {slot["name"]: source(slot["link"]) for slot in node["inputs"] if slot["link"] is not None}
-            values |= {name: value for name, value in fed.items() if value is not None}
-            graph[f"{prefix}{node['id']}"] = {"class_type": node["type"], "inputs": values}
-    return {slot: source(link) for link, _, _, target, slot, *_ in links if target == BLOCK_OUTPUT}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .builder import BLUE, Column, Graph, Node, Notes
+from .builder import BLUE, Graph, Node
+from .layout import Column, Notes, level
 from .models import Model
 from .pieces import FOX, Prompts, against, encode, files_note, files_table, load, load_pair, picture, prompts, sample
 
@@ -41,7 +42,7 @@ def train_one_picture(graph: Graph, model: Model) -> None:
     paper = "In the paper it mattered which picture: a fox did well, a bookstore less, noise failed." if model.guidance is None else ""
     notes.note("What to expect", EXPECT.format(paper=paper), 270)
     notes.note("Afterwards", AFTERWARDS.format(name=name), 200)
-    graph.level()
+    level(graph)
 
 
 def _about(model: Model, name: str) -> str:
@@ -70,7 +71,7 @@ def results(graph: Graph, trained: Node, x: int, group: str = "6. What came of i
 
 def use(graph: Graph, x: int, trained: Node, said: Prompts, size: Node, vae: Node, cfg: float, name: str, group: str = "7. Use it") -> None:
     column = Column(graph, x, 380)
-    decoded = sample(column, trained, said, size, vae, cfg=cfg, sampler_name="auto", title="With the pair")
+    decoded = sample(column, trained, said, size, vae, cfg=cfg, title="With the pair")
     column.node("SaveImage", 360, images=decoded, filename_prefix=name)
     column.group(group)
 
@@ -96,7 +97,7 @@ def compare(graph: Graph, model: Model) -> None:
     notes.note("Model files", files_note(model), 320)
     notes.note("Is the pair worth it?", _compared(model), 310)
     notes.note("How long it takes", _cost(model), 220)
-    graph.level()
+    level(graph)
 
 
 def _compared(model: Model) -> str:

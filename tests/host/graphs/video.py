@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .builder import Column, Graph, Node, Notes
+from .builder import Graph, Node
+from .layout import Column, Notes, level
 from .models import WAN
 from .pieces import Prompts, against, encode, files_note, files_table, load, load_pair, prompts, sample
 from .training import AFTERWARDS, results, trainer
@@ -25,7 +26,7 @@ def text_to_video(graph: Graph) -> None:
     pair = load_pair(middle, WAN, loaded.unet, "3. Glance pair")
     said = prompts(middle, WAN, loaded.clip, "4. Prompt", CLIP)
     right = Column(graph, 1390, 460)
-    decoded = sample(right, pair, said, size, loaded.vae, cfg=WAN.cfg, sampler_name="auto")
+    decoded = sample(right, pair, said, size, loaded.vae, cfg=WAN.cfg)
     right.node("SaveAnimatedWEBP", 390, images=decoded, filename_prefix="glance_wan", **WEBP)
     right.group("5. Sample and save")
     notes = Notes(graph)
@@ -40,7 +41,7 @@ def text_to_video(graph: Graph) -> None:
         "- Without any: click **Load Glance LoRA**, hold **Ctrl** and click **Report**, press **Ctrl + B**. The bare model then walks the same ten steps.\n"
         "- The 14B of Wan 2.1 works the same way, with a pair of its own. Wan 2.2's 14B is two models, one for early and one for late steps; this graph has one.\n"
     ), 240)  # fmt: skip
-    graph.level()
+    level(graph)
 
 
 def train_on_prompts(graph: Graph) -> None:
@@ -60,7 +61,7 @@ def train_on_prompts(graph: Graph) -> None:
     )  # fmt: skip
     results(graph, trained, 1890, "5. What came of it")
     right = Column(graph, 2370, 420)
-    decoded = sample(right, trained, Prompts(tried, negative), size, loaded.vae, cfg=WAN.cfg, sampler_name="auto", title="With the pair")
+    decoded = sample(right, trained, Prompts(tried, negative), size, loaded.vae, cfg=WAN.cfg, title="With the pair")
     right.node("SaveAnimatedWEBP", 360, images=decoded, filename_prefix=NAME, **WEBP)
     right.group("6. Use it")
     notes = Notes(graph)
@@ -77,4 +78,4 @@ def train_on_prompts(graph: Graph) -> None:
         "- **steps** 0 means 60; more of them help on the pack's small model.\n"
     ), 250)  # fmt: skip
     notes.note("Afterwards", AFTERWARDS.format(name=NAME), 200)
-    graph.level()
+    level(graph)

@@ -1,0 +1,68 @@
+"""Where the nodes of a workflow lie: columns of framed nodes, notes beside them, all of them ending at one height."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .builder import MARGIN, TITLE, Graph, Node
+
+BETWEEN, NOTES_BETWEEN = 60, 45  # pixels from a node, a note to the next one's top, whose title of 30 lies above it
+GROWING = {"PreviewImage", "SaveImage", "PreviewAny", "SaveAnimatedWEBP", "CLIPTextEncode", "TextEncodeQwenImageEditPlus", "GlanceTinyText"}
+NOTE_GROWS = 120  # pixels at most, so that none is mostly empty
+
+
+class Column:
+    """Nodes of one width below one another; group() frames those since the last frame."""
+
+    def __init__(self, graph: Graph, x: int, width: int, y: int = 0):
+        self.graph, self.x, self.width, self.y = graph, x, width, y
+        self.open: list[Node] = []
+
+    def node(self, kind: str, height: int | None = None, /, **given: Any) -> Node:
+        made = self.graph.node(kind, (self.x, self.y), (self.width, height), **given)
+        self.y = made.bottom + BETWEEN
+        self.open.append(made)
+        return made
+
+    def group(self, title: str) -> None:
+        self.graph.group(title, *self.open)
+        self.y += MARGIN + TITLE + MARGIN - BETWEEN
+        self.open = []
+
+
+class Notes:
+    """Notes below one another, level with the frames beside them."""
+
+    def __init__(self, graph: Graph, x: int = 0, width: int = 450, y: int = -45):
+        self.graph, self.x, self.width, self.y = graph, x, width, y
+
+    def note(self, title: str, text: str, height: int) -> Node:
+        made = self.graph.note(title, text, (self.x, self.y), (self.width, height))
+        self.y = made.bottom + NOTES_BETWEEN
+        return made
+
+
+def level(graph: Graph) -> None:
+    """Let frames and notes end at one height: the lowest nodes of a column grow where they can."""
+    frames = [group["bounding"] for group in graph.groups]
+    bottom = max(frame[1] + frame[3] for frame in frames)
+    for frame in frames:
+        grows = bottom - frame[1] - frame[3]
+        last = [node for node in map(Node, graph.nodes) if _holds(frame, node) and node.bottom == frame[1] + frame[3] - MARGIN]
+        below = any(_beside(frame, other) and other[1] > frame[1] for other in frames)
+        if not below and all(node.saved["type"] in GROWING for node in last):
+            for node in last:
+                node.saved["size"][1] += grows
+            frame[3] += grows
+    lowest = max((Node(each) for each in graph.nodes if each["type"] == "MarkdownNote"), key=lambda note: note.bottom)
+    lowest.saved["size"][1] += max(0, min(bottom - lowest.bottom, NOTE_GROWS))
+
+
+def _holds(frame: list[int], node: Node) -> bool:
+    (x, y), (left, top, width, height) = node.saved["pos"], frame
+    return left < x < left + width and top < y < top + height
+
+
+def _beside(one: list[int], other: list[int]) -> bool:
+    """Whether two frames share a part of the width."""
+    return one is not other and one[0] < other[0] + other[2] and other[0] < one[0] + one[2]
