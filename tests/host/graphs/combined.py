@@ -23,9 +23,9 @@ def _denoise_table() -> str:
     return "\n".join(["| denoise | Slow | Fast | first noise level |", "|---|---|---|---|", *rows])
 
 
-def _pair_and_prompts(graph: Graph, loaded: Loaded, text: str, onto: Node | None = None) -> tuple[Node, Prompts]:
+def _pair_and_prompts(graph: Graph, loaded: Loaded, text: str, onto: Node | None = None, report: int = 240) -> tuple[Node, Prompts]:
     middle = Column(graph, 930, 400)
-    pair = load_pair(middle, QWEN_IMAGE, onto or loaded.unet, "3. Glance pair")
+    pair = load_pair(middle, QWEN_IMAGE, onto or loaded.unet, "3. Glance pair", report)
     return pair, prompts(middle, QWEN_IMAGE, loaded.clip, "4. Prompt", text)
 
 
@@ -42,6 +42,7 @@ def image_to_image(graph: Graph) -> None:
         graph,
         loaded,
         "An oil painting of a girl with blonde hair and fox ears in a pink dress on a green hill, clouds in the sky, thick brush strokes",
+        report=400,
     )
     right = Column(graph, 1390, 440)
     decoded = sample(right, pair, said, latent, loaded.vae, cfg=QWEN_IMAGE.cfg, denoise=0.8, title="Denoise: how much changes")
@@ -65,7 +66,10 @@ def inpaint(graph: Graph) -> None:
     scaled = left.node("ImageScaleToTotalPixels", title="To about one megapixel", image=image, upscale_method="lanczos", megapixels=1.0, resolution_steps=16)  # fmt: skip
     left.group("2. Picture and mask")
     pair, said = _pair_and_prompts(
-        graph, loaded, "A simple drawing of a blonde girl with fox ears in a pink dress on a green hill, she holds a red balloon"
+        graph,
+        loaded,
+        "A simple drawing of a blonde girl with fox ears in a pink dress on a green hill, she holds a red balloon",
+        report=310,
     )
     right = Column(graph, 1390, 400)
     grown = right.node("GrowMask", title="A little beyond the mask", mask=image["MASK"], expand=8)
@@ -119,7 +123,7 @@ def controlnet(graph: Graph) -> None:
     loaded = load(left, QWEN_IMAGE)
     scaled, latent = picture(left, loaded.vae, "2. Picture to follow")
     pair, said = _pair_and_prompts(
-        graph, loaded, "A marble statue of a girl with fox ears and outstretched arms in a sunlit garden, photograph"
+        graph, loaded, "A marble statue of a girl with fox ears and outstretched arms in a sunlit garden, photograph", report=400
     )
     right = Column(graph, 1390, 400)
     edges = right.node("Canny", image=scaled, low_threshold=0.1, high_threshold=0.2)

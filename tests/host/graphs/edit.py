@@ -52,7 +52,7 @@ def edit(graph: Graph) -> None:
     ), 250)  # fmt: skip
     notes.note("No pair yet?", (
         "- **glance_qwen_image_edit_train_one_edit** makes one of the names that stand in **Load Glance LoRA**.\n"
-        f"- Qwen-Image's [published pair]({PAIR_PAGE}) is for the same layers, but was not trained for edits; what it does here nobody has measured.\n"
+        f"- Qwen-Image's [published pair]({PAIR_PAGE}) is for the same layers, but was not trained for edits; what it does here we have not seen.\n"
         "- Without any: click **Load Glance LoRA**, hold **Ctrl** and click **Report**, press **Ctrl + B**. The bare model then walks the same ten steps.\n"
     ), 250)  # fmt: skip
     level(graph)
@@ -90,7 +90,7 @@ def train_one_edit(graph: Graph) -> None:
         "At 0 and *auto* the paper's values for Qwen-Image are used. `cfg` 4 is for the comparison.\n"
     ), 310)  # fmt: skip
     notes.note("What to expect", (
-        "**Nobody has measured this**: the paper trains no edit model, and nothing here was run on a model of full size. On the pack's small model this loss made pictures "
+        "**This is untried**: the paper trains no edit model, and nothing of it was run here on a model of full size. On the pack's small model this loss made pictures "
         "worse than the bare model.\n\n**From instructions instead**: `objective` *aimed* learns from the model's own 50 steps and needs no picture after; combine several "
         "instructions with *Conditioning (Combine)*.\n\nThe reference doubles what the model sees, so it takes more memory than Qwen-Image; `offload` *all* streams every weight.\n"
     ), 300)  # fmt: skip

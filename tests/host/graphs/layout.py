@@ -8,7 +8,7 @@ from .builder import MARGIN, TITLE, Graph, Node
 
 BETWEEN, NOTES_BETWEEN = 60, 45  # pixels from a node, a note to the next one's top, whose title of 30 lies above it
 GROWING = {"PreviewImage", "SaveImage", "PreviewAny", "SaveAnimatedWEBP", "CLIPTextEncode", "TextEncodeQwenImageEditPlus", "GlanceTinyText"}
-NOTE_GROWS = 120  # pixels at most, so that none is mostly empty
+SHORTEST, TALLEST = 0.7, 1.3  # of the height that a note was asked for
 
 
 class Column:
@@ -54,8 +54,19 @@ def level(graph: Graph) -> None:
             for node in last:
                 node.saved["size"][1] += grows
             frame[3] += grows
-    lowest = max((Node(each) for each in graph.nodes if each["type"] == "MarkdownNote"), key=lambda note: note.bottom)
-    lowest.saved["size"][1] += max(0, min(bottom - lowest.bottom, NOTE_GROWS))
+    _spread([node for node in map(Node, graph.nodes) if node.saved["type"] == "MarkdownNote"], bottom)
+
+
+def _spread(notes: list[Node], bottom: int) -> None:
+    """Let notes below one another share the height down to `bottom`, each a little taller or shorter than it was asked for."""
+    top, between = notes[0].saved["pos"][1], NOTES_BETWEEN * (len(notes) - 1)
+    asked = sum(note.saved["size"][1] for note in notes)
+    share = min(max((bottom - top - between) / asked, SHORTEST), TALLEST)
+    for note in notes:
+        note.saved["pos"][1], note.saved["size"][1] = top, round(share * note.saved["size"][1])
+        top = note.bottom + NOTES_BETWEEN
+    if 0 < abs(bottom - notes[-1].bottom) < len(notes):  # what rounding left
+        notes[-1].saved["size"][1] += bottom - notes[-1].bottom
 
 
 def _holds(frame: list[int], node: Node) -> bool:

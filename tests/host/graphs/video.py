@@ -34,7 +34,7 @@ def text_to_video(graph: Graph) -> None:
     notes.note("What to expect", (
         "10 steps of the teacher's 50, two seconds of video (33 frames, 16 a second). `schedule` *auto* takes the model's own noise levels, which have a shift of 8 as in ComfyUI's "
         "template; no ModelSampling node is needed.\n\n`cfg` 6 counts where the pair brings no solver of its own: a pair trained by *aimed* does, with a guidance for each step.\n\n"
-        "Glance's paper is about pictures; **nobody has measured it on video**.\n"
+        "Glance's paper is about pictures; **on video it is untried**.\n"
     ), 280)  # fmt: skip
     notes.note("No pair yet?", (
         "- **glance_wan_train_on_prompts** makes one of the names that stand in **Load Glance LoRA**.\n"
@@ -74,7 +74,7 @@ def train_on_prompts(graph: Graph) -> None:
     ), 300)  # fmt: skip
     notes.note("What to change", (
         "- **Prompts**: the bank describes pictures. Your own are better: one *CLIP Text Encode* each, joined by *Conditioning (Combine)*. 8 are few; 16 are a start.\n"
-        "- **Memory**: it was not measured, and Glance on video was by nobody. Keep `gradient_checkpointing` on; `offload` *all*, fewer frames or a smaller size take less.\n"
+        "- **Memory**: it was neither measured nor predicted. Keep `gradient_checkpointing` on; `offload` *all*, fewer frames or a smaller size take less.\n"
         "- **steps** 0 means 60; more of them help on the pack's small model.\n"
     ), 250)  # fmt: skip
     notes.note("Afterwards", AFTERWARDS.format(name=NAME), 200)
