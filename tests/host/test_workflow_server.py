@@ -5,6 +5,7 @@ import time
 
 import comfyui
 import graphs
+import numpy as np
 import pytest
 import torch
 from graphs.api import to_api
@@ -106,6 +107,57 @@ def test_the_embedded_training_runs_saves_a_pair_and_samples_with_it(server, cla
     assert any("trained in" in text and "sample with cfg" in text for text in texts)
     assert sorted(file.name for file in (server.base / "models/loras").glob("my_glance_tiny_*")) == ["my_glance_tiny_fast.safetensors", "my_glance_tiny_slow.safetensors"]  # fmt: skip
     assert sum(len(shown.get("images", [])) for shown in outputs.values()) == 10  # four with the pair, four without, and two plots
+
+
+def on_the_embedded_model(graph, picture):
+    """The graph with the embedded model in place of the large one, at 128 x 128."""
+    for name, node in list(graph.items()):
+        inputs = node["inputs"]
+        if node["class_type"] == "UNETLoader":
+            inputs["unet_name"] = "glance_tiny_flux.safetensors"
+        elif node["class_type"] == "LoadGlanceLoRA":
+            inputs |= {"slow_lora": "glance_tiny_slow.safetensors", "fast_lora": "glance_tiny_fast.safetensors"}
+        elif node["class_type"] == "VAELoader":
+            graph[name] = {"class_type": "GlanceTinyVAE", "inputs": {}}
+        elif node["class_type"] == "CLIPLoader":
+            del graph[name]
+        elif node["class_type"] == "CLIPTextEncode":
+            graph[name] = {
+                "class_type": "GlanceTinyText",
+                "inputs": {"prompt": "a large red circle on plain white" if inputs["text"].strip() else ""},
+            }
+        elif node["class_type"] == "LoadImage":
+            inputs["image"] = picture
+        elif node["class_type"] == "ImageScaleToTotalPixels":
+            inputs["megapixels"] = 1 / 64
+    return graph
+
+
+def test_the_inpainting_graph_changes_the_picture_within_the_mask_alone(server, classes):
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    kept = np.full((128, 128, 1), 255, dtype=np.uint8)
+    kept[32:96, 64:112] = 0  # the mask editor saves the mask as what is see-through
+    Image.fromarray(np.concatenate([noise, kept], axis=2)).save(server.base / "input/masked.png")
+    outputs = finished(server, on_the_embedded_model(to_api(workflow("glance_qwen_image_inpaint"), classes), "masked.png"))
+    (saved,) = [picture for shown in outputs.values() for picture in shown.get("images", [])]
+    painted = np.asarray(Image.open(server.base / "output" / saved["filename"]).convert("RGB"))
+    changed = np.abs(painted.astype(int) - noise).max(axis=2) > 1
+    beyond = np.zeros((128, 128), dtype=bool)
+    beyond[32 - 8 : 96 + 8, 64 - 8 : 112 + 8] = True  # the graph grows the mask by 8 pixels
+    assert changed[36:92, 68:108].mean() > 0.9 and not changed[~beyond].any()
+
+
+def test_the_image_to_image_graph_keeps_more_of_the_picture_at_a_lower_denoise(server, classes):
+    Image.new("RGB", (128, 128), "blue").save(server.base / "input/blue.png")
+    distances = []
+    for denoise in (0.2, 1.0):
+        graph = on_the_embedded_model(to_api(workflow("glance_qwen_image_image_to_image"), classes), "blue.png")
+        (sampler,) = of_kind(graph, "PhaseSplitSampler").values()
+        sampler["denoise"] = denoise
+        (saved,) = [picture for shown in finished(server, graph).values() for picture in shown.get("images", [])]
+        painted = np.asarray(Image.open(server.base / "output" / saved["filename"]).convert("RGB")).astype(int)
+        distances.append(np.abs(painted - (0, 0, 255)).mean())
+    assert distances[0] < 0.5 * distances[1]
 
 
 def with_neighbours(name, before=(), after=()):
