@@ -36,7 +36,14 @@ FIT_VIEW = """share => {
 PICTURES_OF = "node.imgs ?? [...document.querySelectorAll(`[data-node-id='${node.id}'] img`)]"  # on the canvas, or Nodes 2.0
 PICTURES_ARE_SHOWN = f"""{PICTURE_NODES}.map(node => {PICTURES_OF})
     .every(pictures => pictures.length && pictures.every(i => i.complete && i.naturalWidth))"""
-FILES_ARE_MISSING = re.compile(r"models? (is|are) missing|missing required inputs", re.IGNORECASE)  # what the web interface says of them
+FILES_ARE_MISSING = re.compile(
+    r"models? (is|are) missing|missing required inputs", re.IGNORECASE
+)  # what the web interface says of one kind
+ERRORS_ARE_FOUND = re.compile(r"(\d+) errors found")  # and of several
+NOT_TO_BE_CHOSEN = """app.graph.nodes.flatMap(node => (node.widgets ?? []).filter(({ type, value, options }) => {
+    const values = typeof options?.values === 'function' ? options.values() : options?.values
+    return type === 'combo' && Array.isArray(values) && !values.includes(value)
+}).map(widget => widget.value))"""  # of the choices there are: files that are missing
 UNKNOWN_NODES = "app.graph.nodes.filter(n => !n.constructor.nodeData && !['MarkdownNote', 'Note'].includes(n.type)).map(n => n.type)"
 ERROR_IS_SHOWN = "!!document.querySelector('[data-testid=error-overlay]')"
 
@@ -127,8 +134,9 @@ def look(page: Page) -> None:
     if not page.evaluate(ERROR_IS_SHOWN):
         return
     said = told(page)
-    if not FILES_ARE_MISSING.search(said):
-        raise NotFound(f"the opened graph shows an error: {said}")
+    found, missing = ERRORS_ARE_FOUND.search(said), page.evaluate(NOT_TO_BE_CHOSEN)
+    if not FILES_ARE_MISSING.search(said) and not (found and int(found[1]) == len(missing)):
+        raise NotFound(f"the opened graph shows an error: {said} (missing files: {', '.join(missing) or 'none'})")
     page.get_by_test_id("error-overlay-dismiss").click()
     page.get_by_test_id("error-overlay").wait_for(state="hidden", timeout=30 * SECOND)
 
