@@ -81,9 +81,18 @@ def compare(graph: Graph) -> None:
     grid = graph.node("PreviewImage", (1390, 0), (640, 740), title="Teacher, pair, and the bare base with as many runs", images=compared)
     graph.group("3. Compare", compared, table, grid)
     path = graph.node(
-        "GlancePhasePlot", (930, 845), (420, 262), colour=BLUE, model=unet, **said, latent_image=latent, cfg=4, teacher_runs=8, batch_size=8
+        "GlancePhasePlot",
+        (930, 845),
+        (420, None),
+        colour=BLUE,
+        model=unet,
+        **said,
+        latent_image=latent,
+        cfg=4,
+        teacher_runs=8,
+        batch_size=8,
     )
-    plot = graph.node("PreviewImage", (1390, 845), (640, 262), title="How much the velocity turns, and the ladders", images=path["plot"])
+    plot = graph.node("PreviewImage", (1390, 845), (640, 322), title="How much the velocity turns, and the ladders", images=path["plot"])
     graph.group("4. The model's path", path, plot)
     level(graph)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str}
 FRONTEND_ONLY = {"MarkdownNote", "Note"}  # drawn by the browser, unknown to the server
 SEEDS = ["fixed", "increment", "decrement", "randomize"]
-SLOT, WIDGET, TEXT = 20, 24, 64  # pixels that a socket, a widget and a field of text take
+SLOT, WIDGET, TEXT, LINE = 20, 24, 64, 60  # pixels that a socket, a widget, a field of text and a line of progress take
 
 
 class Input(NamedTuple):
@@ -55,7 +55,8 @@ def outputs(node_class: type) -> list[tuple[str, str]]:
 
 
 def least_height(node_class: type) -> int:
-    """The pixels that a node needs below its title."""
+    """The pixels that a node needs below its title, with the line that some nodes of this pack write while they run."""
     rows = max(len(sockets(node_class)), len(outputs(node_class)))
     fields = [TEXT if each.options.get("multiline") else WIDGET for each in widgets(node_class)]
-    return SLOT * rows + sum(fields) + (14 if fields else 6)
+    told = LINE if "unique_id" in node_class.INPUT_TYPES().get("hidden", {}) else 0
+    return SLOT * rows + sum(fields) + (14 if fields else 6) + told
