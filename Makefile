@@ -5,7 +5,7 @@ WORKERS ?= 2
 .PHONY: test env demo-env lint demo bench
 
 test: env lint
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 env:
 	@$(PYTHON) tests/env/bootstrap.py
