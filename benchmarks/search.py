@@ -83,7 +83,7 @@ class Search:
                 return len(known) < TRIES
 
             begun = max((*starts(steps, guides, GUIDANCE, TEACHER_STEPS), *held(steps, guides)), key=near)
-            best = climb(begun, near, TEACHER_STEPS, goes_on, alike=guides == steps)
+            best = climb(begun, lambda one, other: near(one) - near(other), TEACHER_STEPS, goes_on, alike=guides == steps)
         weights = {"weights": [round(weight, 4) for weight in best.weights]} if best.weights else {}
         return {"forwards": best.forwards, "steps": str(split(best.steps)), "guidance": round(best.guidance, 4),
                 "coefficient": best.coefficient, **weights, "psnr": round(near(best), 3), "tried": len(known)}  # fmt: skip

@@ -1,8 +1,9 @@
 """The best few steps of a model without training: which teacher steps to walk, under which guidance, with which coefficients.
 
 A handful of teacher runs is all it needs, and forwards alone. Half of the rows choose, the other half judge what was chosen: ladders,
-guidance and the second-order share by coordinate search from the usual walks, the most promising kind first; then `solver.fitted` on the winner, kept only if rows that
-it was not fitted on come nearer to the teacher.
+guidance and the second-order share by coordinate search from the usual walks, the most promising kind first, a walk being nearer
+than another only by more than the standard error of their difference; then `solver.fitted` on the winner, kept only if rows that it was
+not fitted on come nearer to the teacher.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from .errors import ScheduleError
+from .metrics import paired
 from .objectives import Progressed, RowVelocity, rollout
 from .schedule import Split, default_boundary
 from .solver import Solver, Velocities, fitted, in_batches, solve
 from .teacher import Nearness, surrogate
 from .verdict import Verdict
-from .walks import Walk, climb, even_walk, kinds, refuse_forwards, starts
+from .walks import Walk, climb, even_walk, kinds, nearest, refuse_forwards, starts
 
 RIDGES = (0.1, 0.01, 0.001)
 SEARCHED = 0.85  # of the seconds; the rest is for the fit and for judging
@@ -39,7 +41,7 @@ class Settings:
 @dataclass(frozen=True)
 class Calibration:
     """What was found. verdict: solver beside the `even` walk under the teacher's guidance, on rows that chose nothing; plain: PSNR there
-    without the fitted coefficients; tried: (walk, dB on the choosing rows) in the order of the search; teacher: the steps it was taught by."""
+    without the fitted coefficients; tried: (walk, mean dB on the choosing rows) in the order of the search; teacher: the steps it was taught by."""
 
     split: Split
     walk: Walk
@@ -123,18 +125,24 @@ def calibrate(
     work.teach(guided_by(guidance))
     rows = torch.arange(len(noise))
     choosing, judging = rows[0::2], rows[1::2]
-    tried: dict[Walk, float] = {}
+    tried: dict[Walk, Tensor] = {}
 
-    def known(walk: Walk) -> float:
+    def known(walk: Walk) -> Tensor:
         if walk not in tried:
-            tried[walk] = float(work.near(*walk.on(ladder), choosing).mean())
+            tried[walk] = work.near(*walk.on(ladder), choosing)
         return tried[walk]
+
+    def gain(walk: Walk, other: Walk) -> float:
+        """Less a standard error: any gain at all led to walks that were good on these rows alone."""
+        difference = paired(known(walk), known(other))
+        return difference.value - difference.error
 
     uniform = even_walk(forwards, guidance, teacher_steps)
     until = began + SEARCHED * seconds
-    begun = [max(starts(*kind, guidance, teacher_steps), key=known) for kind in kinds(forwards, guidance, teacher_steps)]
-    climbed = [climb(walk, known, teacher_steps, lambda: time.monotonic() < until) for walk in sorted(begun, key=known, reverse=True)]
-    best = max((*climbed, uniform), key=known)
+    begun = [nearest(starts(*kind, guidance, teacher_steps), gain) for kind in kinds(forwards, guidance, teacher_steps)]
+    begun.sort(key=lambda walk: -gain(walk, uniform))
+    climbed = [climb(walk, gain, teacher_steps, lambda: time.monotonic() < until) for walk in begun]
+    best = nearest((uniform, *climbed), gain)
     sigmas, plain = best.on(ladder)
     solver = _fitted_if_better(work, best, choosing, plain)
     start, straight = uniform.on(ladder)
@@ -149,7 +157,7 @@ def calibrate(
         solver,
         Verdict(near, evenly, f"{len(judging)} runs that chose nothing"),
         plainly,
-        tuple(tried.items()),
+        tuple((walk, float(column.mean())) for walk, column in tried.items()),
         str(work.surrogate),
         time.monotonic() - began,
     )

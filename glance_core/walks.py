@@ -6,8 +6,9 @@ some are not; guidance does little while the picture is still noise (Kynkaanniem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from .errors import ScheduleError
 from .solver import Solver, guided
@@ -109,17 +110,23 @@ def neighbours(walk: Walk, teacher_steps: int, alike: bool = False) -> Iterator[
         yield replace(walk, weights=(*each[:i], each[i] * factor, *each[i + 1 :]))
 
 
-def climb(walk: Walk, near: Callable[[Walk], float], teacher_steps: int, goes_on: Callable[[], bool], alike: bool = False) -> Walk:
-    """One knob at a time and from every walk that is nearer on, a knob that helped first; until none does, or `goes_on` says no."""
+def climb(walk: Walk, gain: Callable[[Walk, Walk], float], teacher_steps: int, goes_on: Callable[[], bool], alike: bool = False) -> Walk:
+    """One knob at a time and from every walk that is nearer on, a knob that helped first; until none does, or `goes_on` says no. gain: of
+    the first walk over the second, above 0 where it is nearer."""
     moves, at = list(neighbours(walk, teacher_steps, alike)), 0
     left = len(moves)
     while left:
         if not goes_on():
             return walk
         other = moves[at % len(moves)]
-        if near(other) > near(walk):
+        if gain(other, walk) > 0:
             walk, moves = other, list(neighbours(other, teacher_steps, alike))
             left = len(moves)
         else:
             at, left = at + 1, left - 1
     return walk
+
+
+def nearest(walks: Iterable[Walk], gain: Callable[[Walk, Walk], float]) -> Walk:
+    """That which none of those after it gains over."""
+    return reduce(lambda best, other: other if gain(other, best) > 0 else best, walks)

@@ -64,9 +64,7 @@ def test_the_search_comes_near_the_best_of_every_setting():
         for coefficient in (0.0, 0.15, 0.3, 0.45, 0.6)
     )
     result = found(field=bent)
-    best = max(near for _, near in result.tried)
-    assert best > every - 0.3
-    assert dict(result.tried)[result.walk] == best
+    assert dict(result.tried)[result.walk] > every - 0.1
     assert len(result.tried) < 400
 
 
