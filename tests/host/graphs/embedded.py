@@ -119,8 +119,8 @@ def train(graph: Graph) -> None:
     middle.group("3. Calibrate")
     right = Column(graph, 1410, 440)
     trained = right.node(
-        "TrainGlanceAdapter", colour=BLUE, model=unet, latent=latent, positive=learned, negative=negative, settings=found["settings"], objective="aimed",
-        steps=60, learning_rate=0.003, rank=16, alpha=16, gradient_checkpointing=False, cfg=4, name="my_glance_tiny", teacher_runs=64, batch_size=8, checks=16,
+        "TrainGlanceAdapter", colour=BLUE, model=unet, latent=latent, positive=learned, negative=negative, settings=found["settings"], objective="end to end",
+        steps=80, learning_rate=0.003, rank=16, alpha=16, gradient_checkpointing=False, cfg=4, name="my_glance_tiny", teacher_runs=96, batch_size=8, checks=32,
     )  # fmt: skip
     right.group("4. Train")
     result = Column(graph, 1910, 560)

@@ -53,7 +53,7 @@ It suggests the ten steps that follow this path most closely, and the boundary b
 TRAIN = """Made for the tiny model in the pack, so that it runs in some minutes on any computer; the same graph trains a pair for a large one.
 
 1. **Calibrate Glance** finds, without training, which ten runs of the model come nearest to the teacher's hundred.
-2. **Train Glance Adapter** begins there and trains Slow, Fast and the solver on sixteen prompts, *aimed* at the teacher's own states. No picture is needed.
+2. **Train Glance Adapter** begins there and trains Slow, Fast and the solver on sixteen prompts, *end to end*: until what the pair's steps come to is near what the teacher's came to. No picture is needed.
 3. **Phase Split Sampler** samples with the pair, and beside it the bare base with the calibrated settings alone: the pair has to beat that.
 
 The files are in `models/loras` afterwards, as `my_glance_tiny_slow` and `my_glance_tiny_fast`; nothing is overwritten.
@@ -62,7 +62,7 @@ The files are in `models/loras` afterwards, as `my_glance_tiny_slow` and `my_gla
 OWN_MODEL = """- Its loader in place of *Load Diffusion Model*, its text encoder with **Glance Prompt Bank** in place of the training prompts, its VAE.
 - `cfg` as you sample with: Qwen-Image 4, FLUX.1-dev 1 (with *Flux Guidance*).
 - In *Calibrate Glance* more `seconds`: 1800 on a large model.
-- In *Train Glance Adapter* set `steps`, `learning_rate`, `rank` and `alpha` to 0: the paper's values for the model.
+- In *Train Glance Adapter* choose the objective `aimed`, which needs the memory of one step and not of the whole walk, and set `steps`, `learning_rate`, `rank` and `alpha` to 0: the paper's values for the model.
 - Memory and time are told in the README.
 
 An interrupted training goes on when you run the same graph again.

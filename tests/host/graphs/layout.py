@@ -7,7 +7,9 @@ from typing import Any
 from .builder import MARGIN, TITLE, Graph, Node
 
 BETWEEN, NOTES_BETWEEN = 60, 45  # pixels from a node, a note to the next one's top, whose title of 30 lies above it
-GROWING = {"PreviewImage", "SaveImage", "PreviewAny", "SaveAnimatedWEBP", "CLIPTextEncode", "TextEncodeQwenImageEditPlus", "GlanceTinyText"}
+GROWING = {
+    "PreviewImage", "SaveImage", "PreviewAny", "SaveAnimatedWEBP", "CLIPTextEncode", "TextEncodeQwenImageEditPlus", "GlanceTinyText", "TrainGlanceAdapter",
+}  # fmt: skip
 SHORTEST, TALLEST = 0.7, 1.3  # of the height that a note was asked for
 
 
