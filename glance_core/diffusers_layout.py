@@ -17,9 +17,9 @@ import torch
 
 from .errors import AdapterError
 from .lora_file import Factor
+from .lora_names import is_diffusers
 
 PREFIX = "transformer."
-_DIFFUSERS_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 _FLUX_BLOCKS = {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"}
 _FLUX_BASES = ("flux", "flux-schnell", "glance-tiny")
 
@@ -79,7 +79,7 @@ def diffusers_factors(name: str, factors: Mapping[str, Factor], base: str | None
 
     Raises AdapterError where diffusers' names for the modules are not known.
     """
-    if any(module.startswith(_DIFFUSERS_BLOCKS) for module in factors):
+    if is_diffusers(factors):
         named = _as_it_is
     elif any(module.startswith(tuple(_FLUX_BLOCKS)) for module in factors) and (base is None or base in _FLUX_BASES):
         named = _flux_parts

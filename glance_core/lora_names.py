@@ -163,5 +163,8 @@ _DIFFUSERS, _COMFYUI = "diffusers", "https://github.com/comfyanonymous/ComfyUI" 
 
 def implementation(modules: Iterable[str]) -> str:
     """Whose names these modules have, as the standard for metadata wants it stated."""
-    diffusers = any(module.startswith(("transformer_blocks.", "single_transformer_blocks.")) for module in modules)
-    return _DIFFUSERS if diffusers else _COMFYUI
+    return _DIFFUSERS if is_diffusers(modules) else _COMFYUI
+
+
+def is_diffusers(modules: Iterable[str]) -> bool:
+    return any(module.startswith(("transformer_blocks.", "single_transformer_blocks.")) for module in modules)

@@ -28,7 +28,7 @@ from .tensor_file import write_new, write_new_bytes
 _RESTATED = ("lora_adapter_metadata", "ss_network_alpha", "ss_network_dim", "sshs_model_hash", "sshs_legacy_hash")
 # What it says better than we can.
 _ITS_OWN = ("modelspec.description", "modelspec.usage_hint", "modelspec.date")
-COMFYUI, DIFFUSERS = LAYOUTS = ("comfyui", "diffusers")
+COMFYUI, DIFFUSERS = ("comfyui", "diffusers")
 
 
 def write_adapter(

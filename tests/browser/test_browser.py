@@ -28,6 +28,12 @@ def change(page, node, **values):
         page.evaluate(WIDGET, [node, name, value])
 
 
+def run_into_an_error(page):
+    """Press Run, and open what ComfyUI says of it."""
+    page.get_by_test_id("queue-button").click()
+    ui.find(page.get_by_test_id("error-overlay"), "what ComfyUI says of an error").get_by_role("button", name="View details").click()
+
+
 def test_a_new_user_opens_the_template_presses_run_and_sees_pictures(comfy):
     page = comfy()
     ui.open_template(page, "glance", "glance_tiny")
@@ -48,8 +54,7 @@ def test_a_word_the_model_does_not_know_is_answered_by_a_sentence(comfy):
     page = comfy()
     ui.open_template(page, "glance", "glance_tiny")
     change(page, "GlanceTinyText", prompt="a large green elephant")
-    page.get_by_test_id("queue-button").click()
-    ui.find(page.get_by_test_id("error-overlay"), "what ComfyUI says of an error").get_by_role("button", name="View details").click()
+    run_into_an_error(page)
     page.get_by_role("button", name="Info for Positive prompt - prompt").click()
     ui.find(page.get_by_text("does not know the word 'elephant'"), "the sentence that names the word")
 
@@ -58,8 +63,7 @@ def test_a_swapped_pair_is_answered_by_a_sentence(comfy):
     page = comfy()
     ui.open_template(page, "glance", "glance_tiny")
     change(page, "LoadGlanceLoRA", slow_lora="glance_tiny_fast.safetensors")
-    page.get_by_test_id("queue-button").click()
-    ui.find(page.get_by_test_id("error-overlay"), "what ComfyUI says of an error").get_by_role("button", name="View details").click()
+    run_into_an_error(page)
     ui.find(page.get_by_text("is a Fast adapter but was chosen as slow_lora").first, "the sentence that names the file")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .builder import GREEN, RED, Graph, Node
 from .layout import Column, Notes, level
 from .models import PAIR_PAGE, QWEN_IMAGE_EDIT
-from .pieces import PICTURE, Loaded, Prompts, files_note, files_table, load, load_pair, sample
+from .pieces import PICTURE, Loaded, Prompts, files_note, load, load_pair, sample, training_files_note
 from .training import AFTERWARDS, results, trainer, use
 
 NAME = "my_glance_qwen_image_edit"
@@ -82,7 +82,7 @@ def train_one_edit(graph: Graph) -> None:
     results(graph, trained, 1890)
     use(graph, 2370, trained, said, latent, loaded.vae, model.cfg, NAME)
     notes = Notes(graph)
-    notes.note("Model files", f"{files_table(model.bare_files)}\n\nTraining needs the Python package `peft` as well.\n", 240)
+    notes.note("Model files", training_files_note(model), 240)
     notes.note("What it does", (
         "**One edit**: a picture before, the same after, and the instruction between them. The model sees *before* as its reference and learns *after*, by the paper's loss "
         f"on one picture, Slow and then Fast, 60 steps each; what helps is saved as `{NAME}_slow` and `{NAME}_fast`.\n\n"

@@ -42,6 +42,10 @@ def files_note(model: Model, *more: File) -> str:
     return f"{files}\n\nWe know of no published Glance pair for {model.name}: the names in **Load Glance LoRA** are placeholders. Choose your own two files there.\n"
 
 
+def training_files_note(model: Model) -> str:
+    return f"{files_table(model.bare_files)}\n\nTraining needs the Python package `peft` as well.\n"
+
+
 def load(column: Column, model: Model) -> Loaded:
     unet = column.node("UNETLoader", unet_name=model.unet)
     if len(model.encoders) == 2:

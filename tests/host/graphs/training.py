@@ -7,7 +7,7 @@ from typing import Any
 from .builder import BLUE, Graph, Node
 from .layout import Column, Notes, level
 from .models import Model
-from .pieces import FOX, Prompts, against, encode, files_note, files_table, load, load_pair, picture, prompts, sample
+from .pieces import FOX, Prompts, against, encode, files_note, load, load_pair, picture, prompts, sample, training_files_note
 
 CAPTION = "A simple drawing of a blonde girl with fox ears in a pink dress, her arms stretched out, on a green hill under a blue sky with two clouds"
 EXPECT = """**Nothing here was measured on a model of full size.** On the pack's small model this loss made pictures worse than the bare model, and then the check at the end keeps nothing: the report begins with what was kept. {paper}
@@ -37,7 +37,7 @@ def train_one_picture(graph: Graph, model: Model) -> None:
     results(graph, trained, 1890)
     use(graph, 2370, trained, Prompts(tried, negative), size, loaded.vae, model.cfg, name)
     notes = Notes(graph)
-    notes.note("Model files", f"{files_table(model.bare_files)}\n\nTraining needs the Python package `peft` as well.\n", 240)
+    notes.note("Model files", training_files_note(model), 240)
     notes.note("What it does", _about(model, name), 370)
     paper = "In the paper it mattered which picture: a fox did well, a bookstore less, noise failed." if model.guidance is None else ""
     notes.note("What to expect", EXPECT.format(paper=paper), 270)

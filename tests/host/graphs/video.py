@@ -5,7 +5,7 @@ from __future__ import annotations
 from .builder import Graph, Node
 from .layout import Column, Notes, level
 from .models import WAN
-from .pieces import Prompts, against, encode, files_note, files_table, load, load_pair, prompts, sample
+from .pieces import Prompts, against, encode, files_note, load, load_pair, prompts, sample, training_files_note
 from .training import AFTERWARDS, results, trainer
 
 NAME = "my_glance_wan"
@@ -65,7 +65,7 @@ def train_on_prompts(graph: Graph) -> None:
     right.node("SaveAnimatedWEBP", 360, images=decoded, filename_prefix=NAME, **WEBP)
     right.group("6. Use it")
     notes = Notes(graph)
-    notes.note("Model files", f"{files_table(WAN.bare_files)}\n\nTraining needs the Python package `peft` as well.\n", 230)
+    notes.note("Model files", training_files_note(WAN), 230)
     notes.note("What it does", (
         "No video is needed. The model walks all of its 50 steps for each prompt, which takes most of the time; then Slow, Fast and a solver learn to come to the same in "
         f"10 steps, `objective` *aimed*. What helps is saved as `{NAME}_slow` and `{NAME}_fast`.\n\n"
