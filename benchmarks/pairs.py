@@ -53,7 +53,7 @@ def methods(objective: str, settings: list[PairSettings], prompts: int) -> list[
     way = settings[0].way
     if objective in (TRAJECTORY, FLOW):
         count = len(way.split.steps)
-        bare = [Method(f"base, {count} uniform", WALKS[count]["uniform"]), Method("base, the pair's steps", way.split, way.guidance)]
+        bare = [Method(f"base, {count} uniform", WALKS[count]["uniform"]), Method("base, the pair's steps", way.split, way.bare)]
         bare[1:1] = [searched_control()] if objective == TRAJECTORY else []
     else:
         bare = [searched_control()]

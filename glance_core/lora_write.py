@@ -73,13 +73,17 @@ PREVIEW_ENDS = tuple(end.replace(".safetensors", _PREVIEW) for end in PAIR_ENDS)
 
 
 def write_pair(
-    folder: Path, name: str, factors: Mapping[str, Mapping[str, Factor]], common: Trained, sigmas: Mapping[str, tuple[float, ...]]
-) -> tuple[Path, Path]:
+    folder: Path, name: str, factors: Mapping[str, Mapping[str, Factor]], common: Trained, sigmas: Mapping[str, tuple[float, ...]],
+    once: bool = False,
+) -> tuple[Path, Path]:  # fmt: skip
     """Two new files `<name>_slow` and `<name>_fast`, with -2, -3, ... where a file has one of the names (`free_name`). common: what both
-    files state; factors and sigmas: by phase. Where a kill came between the two, the Fast file alone. Raises AdapterError."""
+    files state; factors and sigmas: by phase. Where a kill came between the two, the Fast file alone; once: and where both are there of this
+    very pair, none. Raises AdapterError."""
     slow, fast = (folder / f"{name}{end}" for end in PAIR_ENDS)
-    half = is_slow_of(slow, common.pair) and not fast.exists()
-    if not half:
+    ours = is_slow_of(slow, common.pair)
+    if once and ours and fast.exists():
+        return slow, fast
+    if not ours or fast.exists():
         slow, fast = (folder / f"{free_name(folder, name, PAIR_ENDS)}{end}" for end in PAIR_ENDS)
         write_adapter(slow, factors[SLOW], replace(common, phase=SLOW, sigmas=sigmas[SLOW], partner=fast.name))
     write_adapter(fast, factors[FAST], replace(common, phase=FAST, sigmas=sigmas[FAST], partner=slow.name))

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     from .memory import keep_freed_memory
     from .run_files import run_files
     from .tiny.painting import Painter, load_references
-    from .tiny.pair import PairSettings, judged, keep, train, write
+    from .tiny.pair import PairSettings, guidance_of, judged, keep, train, write
 
     started = time.monotonic()
     _check_name(options.name)
@@ -90,6 +90,9 @@ def run(options: argparse.Namespace) -> None:
         choice = keep(painter, settings, done, options.held_out) if options.held_out else None
         kept = choice.outcome if choice else done
         verdict = judged(painter, settings, kept, options.judged)
+        whole: tuple[Path, ...] = ()
+        if choice and choice.kept != choice.whole.kept:
+            whole = write(done, settings, files.folder, f"{files.name}_whole", examples, choice=choice.whole)
         pair = write(kept, settings, files.folder, files.name, examples, verdict, choice)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_stopped(files)) from None
@@ -97,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
     seconds, slow_steps = time.monotonic() - started, len(settings.way.split.slow)
     if options.json:
         print(json.dumps({
-            "pair": [str(path) for path in pair], "objective": settings.objective, "examples": len(examples), "steps": settings.steps,
+            "pair": [str(path) for path in pair], "whole": [str(path) for path in whole], "objective": settings.objective, "examples": len(examples), "steps": settings.steps,
             "seed": settings.seed, "psnr_pair": float(verdict.pair.mean()), "psnr_base": float(verdict.base.mean()), "gain": verdict.gain,
             "worse": verdict.worse, "verdict": str(verdict), "kept": list(choice.kept) if choice else None, "choice": str(choice) if choice else None, "loss": _ends(done.history, slow_steps), "seconds": seconds,
         }))  # fmt: skip
@@ -108,7 +111,9 @@ def run(options: argparse.Namespace) -> None:
         print(choice)
     print(verdict)
     print("\n".join(map(str, pair)))
-    print(f"{seconds:.0f} s in all; guidance {settings.way.guidance:g}, teacher steps {settings.way.split}")
+    if whole:
+        print("all of it, as it was trained:", *whole, sep="\n")
+    print(f"{seconds:.0f} s in all; guidance {guidance_of(settings, kept):g}, teacher steps {settings.way.split}")
 
 
 def _check_name(name: str) -> None:

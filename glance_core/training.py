@@ -99,6 +99,11 @@ class Outcome:
     history: History
     solver: Solver | None = None
 
+    @property
+    def has_effect(self) -> bool:
+        """Whether any adapter changes the model."""
+        return any(bool(factor.up.any()) for own in self.factors.values() for factor in own.values())
+
 
 def train_pair(
     student: Student,

@@ -27,10 +27,9 @@ class Verdict:
     def worse(self) -> bool:
         return self.gain < 0
 
-    @property
-    def sure(self) -> bool:
-        """Whether the pair is nearer by more than a standard error, by trimmed means; with one example, at all."""
-        return self.typical > (trimmed(self.pair - self.base).error if len(self.pair) > 1 else 0.0)
+    def nearer_by(self, errors: float) -> bool:
+        """Whether the pair is nearer by more than so many standard errors, by trimmed means; with one example, at all."""
+        return self.typical > (errors * trimmed(self.pair - self.base).error if len(self.pair) > 1 else 0.0)
 
     @property
     def typical(self) -> float:

@@ -153,7 +153,7 @@ def _table(teacher: Shown, rows: Sequence[Shown]) -> str:
     verdict = (
         f"The pair is nearer to the teacher than the best bare row ({bare.name}): {beside.difference}, with {teacher.forwards / ours.forwards:.1f} times "
         "fewer forwards than the teacher."
-        if beside.sure
+        if beside.nearer_by(1)
         else f"THE PAIR IS NO NEARER than the best bare row ({bare.name}): {beside.difference}; use that one, or train another pair."
     )
     few = "" if len(ours.near) > 7 else f" {len(ours.near)} pictures tell little; a higher batch_size in the latent tells more."

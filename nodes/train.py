@@ -86,7 +86,7 @@ class TrainGlanceAdapter(io.ComfyNode):
                 advanced(io.Float, "weight_decay", "Of AdamW. -1: as the paper has it.", default=-1.0, min=-1.0, max=10.0, step=0.001),
                 advanced(io.Float, "caption_dropout", "Share of examples that see the negative prompt instead. -1: as the paper has it, where a negative is wired.", default=-1.0, min=-1.0, max=1.0, step=0.01),
                 advanced(io.Boolean, "rslora", "Scale by alpha / sqrt(rank).", default=False),
-                advanced(io.Int, "checks", "Teacher runs for the comparison with the bare base at the end.", default=4, min=1, max=1024),
+                advanced(io.Int, "checks", "Teacher runs for the comparison with the bare base at the end; a gain has to be clear on them, so few of them keep only what helps much.", default=8, min=1, max=1024),
                 advanced(io.Combo, "learn", "aimed and end to end: the LoRAs, the solver, or both.", options=list(LEARN)),
                 advanced(io.Combo, "keep", "what helps: of Slow, Fast and solver those that bring the check's pictures nearer to the teacher; what is not kept does nothing. everything: all of them, whatever they do.", options=[WHAT_HELPS, EVERYTHING]),
                 advanced(io.Int, "preview_every", "Training steps between pictures through the pair. 0: none.", default=20, min=0, max=100_000),
@@ -167,7 +167,7 @@ def _plan(model: Any, latent: list[Any], positive: list[Any], negative: list[Any
     RunFiles(folder, name).sweep()  # what kills left of pairs of this name
     return Plan(
         model, positive + check, negative, latents, len(positive), objective, slots, split, kind, ladder, build_schedule(ladder, split),
-        inputs["cfg"], inputs.get("teacher_runs") or max(4, len(positive)), inputs.get("checks", 4), inputs["gradient_checkpointing"],
+        inputs["cfg"], inputs.get("teacher_runs") or max(4, len(positive)), inputs.get("checks", 8), inputs["gradient_checkpointing"],
         inputs["offload"], inputs.get("preview_every", 20), settings, folder, name, keep, found.solver if found else None,
         inputs.get("keep") == EVERYTHING, inputs.get("learn", BOTH),
     )  # fmt: skip
@@ -216,6 +216,12 @@ def _picture(plan: Plan, result: Result) -> torch.Tensor:
     return as_image(drawn)
 
 
+def _kept_whole(result: Result) -> list[str]:
+    if not result.whole:
+        return []
+    return ["all of it, as it was trained (move both files to models/loras to try it):", *map(str, result.whole)]
+
+
 def _report(plan: Plan, result: Result, loaded: str) -> str:
     settings = plan.settings
     lora = settings.lora
@@ -231,6 +237,7 @@ def _report(plan: Plan, result: Result, loaded: str) -> str:
         f"rank {lora.rank}, alpha {lora.alpha:g}, {len(plan.slots)} layers, seed {settings.seed}",
         f"sample with cfg {plan.student_cfg:g} on teacher steps {plan.split}",
         *map(str, result.files),
+        *_kept_whole(result),
         *result.pictures,
         loaded,
     ])  # fmt: skip

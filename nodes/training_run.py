@@ -41,9 +41,11 @@ Pair = Mapping[str, Mapping[str, Factor]]
 
 @dataclass(frozen=True)
 class Result:
-    """The files written, what came of the training, and what it took; pictures: what became of the previews beside the files, for a reader."""
+    """The files written, what came of the training, and what it took; whole: files with all that was trained, where not all is kept; pictures:
+    what became of the previews beside the files, for a reader."""
 
     files: tuple[Path, Path]
+    whole: tuple[Path, ...]
     choice: Choice
     history: History
     seconds: float
@@ -80,9 +82,10 @@ def train(plan: Plan, live: Live) -> Result:
 
     glue.run(plan.model, plan.positive, plan.negative, plan.latents, plan.settings.seed, plan.offload, _room(plan), work)
     ((choice, history, speed, taught, picture),) = found
-    files = _write(plan, choice)
+    whole = () if choice.kept == choice.whole.kept else _write(plan, choice.whole, plan.keep.folder, f"{plan.name}_whole", once=True)
+    files = _write(plan, choice, plan.folder, plan.name)
     plan.keep.remove()  # before the pictures: a kill from here on costs no more than them
-    return Result(files, choice, history, time.monotonic() - started, speed, taught, _write_previews(files, picture))
+    return Result(files, whole, choice, history, time.monotonic() - started, speed, taught, _write_previews(files, picture))
 
 
 def _objective(plan: Plan, conditioned: glue.Conditioned, latents: torch.Tensor, live: Live) -> tuple[Objective | Walks, Surrogate]:
@@ -187,7 +190,7 @@ class _Previews:
         return preview(self.plan.model, latent)
 
 
-def _write(plan: Plan, choice: Choice) -> tuple[Path, Path]:
+def _write(plan: Plan, choice: Choice, folder: Path, name: str, once: bool = False) -> tuple[Path, Path]:
     done, verdict = choice.outcome, choice.verdict
     walked = plan.walked
     about = {**plan.identity, **asdict(plan.settings), "learn": plan.learn, "kept": choice.names}
@@ -200,7 +203,7 @@ def _write(plan: Plan, choice: Choice) -> tuple[Path, Path]:
         resolution=host.picture_size(plan.model, tuple(plan.latents.shape)),
     )  # fmt: skip
     sigmas = {SLOW: walked.sigmas[: walked.slow_steps], FAST: walked.sigmas[walked.slow_steps : -1]}
-    return write_pair(plan.folder, plan.name, done.factors, common, sigmas)
+    return write_pair(folder, name, done.factors, common, sigmas, once)
 
 
 def _write_previews(files: tuple[Path, Path], picture: Image.Image | None) -> tuple[str, ...]:

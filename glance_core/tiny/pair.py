@@ -15,7 +15,7 @@ from ..adapter_metadata import Trained
 from ..checkpoint import kept
 from ..flux_names import diffusers_slots
 from ..lora_layers import Lora, Slot
-from ..lora_write import PAIR_ENDS, is_slow_of, new_folder, write_pair
+from ..lora_write import new_folder, write_pair
 from ..metrics import psnr
 from ..objectives import BOTH, END_TO_END, FLOW, FOLD, TRAJECTORY, WALKED, FlowMatching, Objective, Trajectories, refuse_learning, rollout
 from ..parts import Choice, what_helps
@@ -40,7 +40,8 @@ from .world import RESOLUTION
 @dataclass(frozen=True)
 class Way:
     """The teacher steps that are walked; the student's guidance in training, and the one to sample with; learning rate and batch; start: the
-    solver that the student's walks begin with, where they are what is trained."""
+    solver that the student's walks begin with, where they are what is trained; more: guidance that a pair takes above what is best for the
+    bare base."""
 
     split: Split
     taught: float
@@ -48,6 +49,12 @@ class Way:
     learning_rate: float = 2e-3
     batch: int = 8
     start: Solver | None = None
+    more: float = 0.0
+
+    @property
+    def bare(self) -> float:
+        """The guidance the bare base is best with on these steps."""
+        return self.guidance - self.more
 
 
 # The teacher that is learnt from walks every third of its steps, and those of the split, in second order: 44.6 ± 1.2 dB to the real one on 24
@@ -61,6 +68,7 @@ def way_of(objective: str, forwards: int = 10) -> Way:
     for a number of forwards that was not searched."""
     if objective == FLOW:  # as the paper has it: its split, and the plain conditional velocity
         return Way(split_steps(5, 5), 1.0, GUIDANCE, 5e-4, 4)
+    more = 0.0
     if objective.endswith(FOLD):  # the steps of twice as many guided forwards, which is what the student learns to do
         best, guidance = searched_control(2 * forwards, guided=True), 1.0
     elif objective in WALKED:
@@ -68,9 +76,10 @@ def way_of(objective: str, forwards: int = 10) -> Way:
         guidance = best.guidance
     else:  # 2.5, 3, 3.5, 4 gain 0.63, 0.92, 0.82, 0.50 dB over the bare base at its best, 2.5 (192 prompts)
         best = searched_control(forwards, guided=True)
-        guidance = best.guidance + 0.5
+        more = 0.5
+        guidance = best.guidance + more
     if objective not in WALKED:
-        return Way(best.split, guidance, guidance)
+        return Way(best.split, guidance, guidance, more=more)
     sigmas = build_schedule(teacher_sigmas(), best.split).sigmas
     start = best.solver or guided(sigmas, guidance, 0.0 if guidance == 1 else best.coefficient)
     return Way(best.split, 1.0, guidance, 3e-3, start=start)
@@ -177,8 +186,13 @@ def identity_of(settings: PairSettings, examples: Examples) -> dict[str, Any]:
 
 
 def sampled(settings: PairSettings, done: Outcome, name: str = "pair") -> Method:
-    """How the trained pair paints."""
-    return Method(name, settings.way.split, settings.way.guidance, with_pair=True, solver=done.solver)
+    """How the trained pair paints; one without effect as the bare base does at its best."""
+    return Method(name, settings.way.split, guidance_of(settings, done), with_pair=True, solver=done.solver)
+
+
+def guidance_of(settings: PairSettings, done: Outcome) -> float:
+    """To sample with, where no solver has its own."""
+    return settings.way.guidance if done.has_effect else settings.way.bare
 
 
 def keep(painter: Painter, settings: PairSettings, done: Outcome, held_out: int) -> Choice:
@@ -194,9 +208,9 @@ def keep(painter: Painter, settings: PairSettings, done: Outcome, held_out: int)
 
 
 def judged(painter: Painter, settings: PairSettings, done: Outcome, count: int) -> Verdict:
-    """Pair and bare base on `count` unseen prompts, both on the pair's own ladder and guidance, beside the teacher's pictures."""
+    """Pair and bare base on `count` unseen prompts, both on the pair's own ladder, beside the teacher's pictures."""
     prompts, teacher, factors = reference_prompts(count), load_references(count), done.factors
-    methods = [Method("base", settings.way.split, settings.way.guidance, solver=settings.way.start), sampled(settings, done)]
+    methods = [Method("base", settings.way.split, settings.way.bare, solver=settings.way.start), sampled(settings, done)]
     with Progress("before and after", sum(method.forwards for method in methods) * count) as bar:
 
         def painted(method: Method) -> Tensor:
@@ -210,7 +224,7 @@ def write(
     done: Outcome, settings: PairSettings, folder: Path, name: str = "glance_tiny",
     examples: Examples | None = None, verdict: Verdict | None = None, choice: Choice | None = None,
 ) -> tuple[Path, Path]:  # fmt: skip
-    """The pair as two new files in the folder, made if need be; what is there of this very pair stays. Raises AdapterError."""
+    """The pair as two new files in the folder, made if need be; with examples, what is there of this very pair stays. Raises AdapterError."""
     new_folder(folder)
     way, training = settings.way, settings.training()
     walked = build_schedule(teacher_sigmas(), way.split)
@@ -219,14 +233,11 @@ def write(
               "data": examples.digest() if examples else None}  # fmt: skip
     common = Trained(
         base=BASE, ladder=LADDER, teacher_steps=way.split.teacher_steps, steps=str(way.split), objective=settings.objective,
-        guidance=way.guidance, seed=settings.seed, pair=hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16],
+        guidance=guidance_of(settings, done), seed=settings.seed, pair=hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16],
         image_sha256=examples.image_sha256 if examples else None, solver=done.solver.dumps() if done.solver else None,
         psnr_pair=round(float(verdict.pair.mean()), 4) if verdict else None,
         psnr_base=round(float(verdict.base.mean()), 4) if verdict else None,
         kept=choice.names if choice else None, verdict=str(choice) if choice else None, resolution=f"{RESOLUTION}x{RESOLUTION}",
     )  # fmt: skip
     sigmas = {SLOW: walked.sigmas[: walked.slow_steps], FAST: walked.sigmas[walked.slow_steps : -1]}
-    slow, fast = (folder / f"{name}{end}" for end in PAIR_ENDS)
-    if examples is not None and fast.exists() and is_slow_of(slow, common.pair):
-        return slow, fast
-    return write_pair(folder, name, done.factors, common, sigmas)
+    return write_pair(folder, name, done.factors, common, sigmas, once=examples is not None)

@@ -46,9 +46,13 @@ def test_exactly_the_parts_that_help_are_kept(helping):
     assert len(found.tried) == 8
 
 
-def test_a_gain_within_its_standard_error_is_none():
+def test_a_gain_within_two_standard_errors_is_none():
+    """It is the best of seven: one error is too few."""
     gains = {SLOW: 0.1, FAST: -1.0, SOLVER: -1.0}
     assert what_helps(outcome(), START, near(gains, spread=0.05), "4 prompts").kept == (SLOW,)
+    between = what_helps(outcome(), START, near(gains, spread=0.15), "4 prompts")
+    one = Verdict(between.tried[(SLOW,)], BASE, "4 prompts")
+    assert one.nearer_by(1) and not one.nearer_by(2) and between.kept == ()
     found = what_helps(outcome(), START, near(gains, spread=0.5), "4 prompts")
     assert found.kept == ()
     assert torch.equal(found.verdict.pair, found.verdict.base)
@@ -60,11 +64,11 @@ def test_one_example_of_ten_that_turns_out_otherwise_decides_nothing():
     better = torch.linspace(0.5, 1.5, 10)
     flipped = better.clone()
     flipped[3] = -15.0  # another scene altogether
-    assert Verdict(base + flipped, base, "10").gain < 0 and Verdict(base + flipped, base, "10").sure
-    assert not Verdict(base - better, base, "10").sure
+    assert Verdict(base + flipped, base, "10").gain < 0 and Verdict(base + flipped, base, "10").nearer_by(1)
+    assert not Verdict(base - better, base, "10").nearer_by(1)
     lucky = -better
     lucky[3] = 15.0
-    assert Verdict(base + lucky, base, "10").gain > 0 and not Verdict(base + lucky, base, "10").sure
+    assert Verdict(base + lucky, base, "10").gain > 0 and not Verdict(base + lucky, base, "10").nearer_by(1)
 
 
 def test_what_is_dropped_has_no_effect_and_the_rest_is_as_it_was():
@@ -74,6 +78,14 @@ def test_what_is_dropped_has_no_effect_and_the_rest_is_as_it_was():
     assert left.factors[FAST]["layer"] is trained.factors[FAST]["layer"]
     assert left.solver == START
     assert parts(trained) == (SLOW, FAST, SOLVER)  # the training's own outcome is not written into
+
+
+def test_all_of_it_is_at_hand_whatever_is_kept():
+    trained = outcome()
+    found = what_helps(trained, START, near({SLOW: 1.0, FAST: -0.25, SOLVER: -1.5}), "4 prompts")
+    assert found.kept == (SLOW,) and parts(found.outcome) == (SLOW,)
+    assert found.whole.outcome is trained and found.whole.kept == (SLOW, FAST, SOLVER)
+    assert found.whole.verdict.gain == pytest.approx(-0.75) and str(found.whole).startswith("WORSE THAN THE BARE BASE: ")
 
 
 def test_without_a_solver_of_its_own_there_are_two_parts():

@@ -16,17 +16,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from glance_core.__main__ import main
+from glance_core.draws import History
 from glance_core.errors import PromptError
 from glance_core.flux_names import diffusers_slots
 from glance_core.lora_file import check_pair, read_adapter
-from glance_core.objectives import NO_PROMPT
+from glance_core.objectives import NO_PROMPT, TRAJECTORY
+from glance_core.parts import only
 from glance_core.run_files import RunFiles, run_files
 from glance_core.schedule import FAST, SLOW
 from glance_core.tiny import load_model, load_words, teacher_sigmas
 from glance_core.tiny.examples import drawn, pictured, read_prompts, with_noise
+from glance_core.tiny.methods import searched_control
 from glance_core.tiny.packing import unpack
 from glance_core.tiny.painting import Painter, load_references, reference_prompts
+from glance_core.tiny.pair import PairSettings, sampled
 from glance_core.tiny.words import parse
+from glance_core.training import Outcome
 from glance_core.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -110,18 +115,18 @@ def merge(model, name, factor):
 
 
 def test_the_verdict_is_that_of_painting_the_written_files_by_hand(whole):
-    """Merged into the weights, Euler and guidance and PSNR written out."""
+    """Merged into the weights, Euler and guidance and PSNR written out; the bare base with the guidance that is best for it."""
     words, prompts, teacher = load_words(), reference_prompts(3), load_references(3)
     told, ladder = metadata(whole / PAIR[0]), teacher_sigmas()
     walked = [ladder[step] for step in (0, 8, 20, 30, 40)] + [0.0]
     empty = torch.zeros_like(prompts.slots)
 
-    def painted(models):
+    def painted(models, guidance):
         x = prompts.noise
         for i, model in enumerate(models):
             sigma = torch.full((3,), walked[i])
             free, asked = model(x, sigma, *words(empty)), model(x, sigma, *words(prompts.slots))
-            x = x + (walked[i + 1] - walked[i]) * (free + 3.0 * (asked - free))
+            x = x + (walked[i + 1] - walked[i]) * (free + guidance * (asked - free))
         error = ((unpack(x).clamp(-1, 1) - teacher) / 2).square().mean((1, 2, 3))
         return float((-10 * torch.log10(error)).mean())
 
@@ -131,8 +136,28 @@ def test_the_verdict_is_that_of_painting_the_written_files_by_hand(whole):
         for name, factor in read_adapter(whole / f"glance_tiny_{phase}.safetensors").factors.items():
             merge(merged[phase], name, factor)
     with torch.no_grad():
-        assert float(told["glance.psnr_base"]) == pytest.approx(painted([load_model()] * 5), abs=1e-2)
-        assert float(told["glance.psnr_pair"]) == pytest.approx(painted([merged[SLOW]] * 2 + [merged[FAST]] * 3), abs=1e-2)
+        assert float(told["glance.psnr_base"]) == pytest.approx(painted([load_model()] * 5, 2.5), abs=1e-2)
+        assert float(told["glance.psnr_pair"]) == pytest.approx(painted([merged[SLOW]] * 2 + [merged[FAST]] * 3, 3.0), abs=1e-2)
+
+
+def test_a_pair_without_effect_paints_as_the_bare_base_does_at_its_best(whole):
+    settings, factors = PairSettings(TRAJECTORY), {}
+    for phase in (SLOW, FAST):
+        factors[phase] = dict(read_adapter(whole / f"glance_tiny_{phase}.safetensors").factors)
+    idle = only(Outcome(factors, History()), (), None)
+    best = searched_control(10, guided=True)
+    assert (sampled(settings, idle).split, sampled(settings, idle).guidance) == (best.split, best.guidance)
+    assert sampled(settings, Outcome(factors, History())).guidance == best.guidance + 0.5
+
+
+def test_what_is_not_kept_lies_beside_the_pair(tmp_path, capsys):
+    spoilt = [*ONE, "--learning-rate", "0.5", "--held-out", "4"]
+    assert train(tmp_path, *spoilt) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kept"] == [] and names(tmp_path) == sorted([*PAIR, *(name.replace("tiny_", "tiny_whole_") for name in PAIR)])
+    for path, name in zip(told["whole"], PAIR[::-1], strict=True):
+        written, whole = (read_adapter(each).factors for each in (tmp_path / name, path))
+        assert not any(factor.up.any() for factor in written.values()) and all(factor.up.any() for factor in whole.values())
 
 
 def test_what_a_person_reads(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """TrainGlanceAdapter inside ComfyUI: what it trains, writes and reports; the base and the host as they were, whatever happens."""
 
+from pathlib import Path
+
 import comfy.model_management
 import comfy.samplers
 import comfy.sd
@@ -226,6 +228,20 @@ def test_a_pair_that_does_not_help_is_kept_from_doing_harm(loras, output):
     inputs = (tiny.conditioning("flux", 1), tiny.conditioning("flux", 2), tiny.empty_latent("flux"), 5, 1.0, "euler", "auto", 2, 2, 1.0, "")
     pair, bare = (pack.node("PhaseSplitSampler").execute(each, *inputs).args[0]["samples"] for each in (carrying, model))
     assert torch.equal(pair, bare)
+
+
+def test_what_is_not_kept_can_be_had_all_the_same(loras, output):
+    """Hours of training are not thrown away because a check of few pictures was not sure."""
+    wrong = {"objective": "flow_matching", "latent": training.picture("flux"), "learning_rate": 0.1, "steps": 20}
+    *_, report = training.train(tiny.build("flux"), "flux", **wrong, keep="what helps")
+    whole = [Path(line) for line in report.splitlines() if "_whole_" in line]
+    assert [path.name for path in whole] == ["tiny_whole_slow.safetensors", "tiny_whole_fast.safetensors"]
+    assert {path.parent for path in whole} == {run_folder(output)} and sorted(run_folder(output).iterdir()) == sorted(whole)
+    training.train(tiny.build("flux"), "flux", **wrong, keep="everything", name="all")
+    for path, phase in zip(whole, ("slow", "fast"), strict=True):
+        kept, found = read_adapter(loras / f"all_{phase}.safetensors"), read_adapter(path)
+        assert all(torch.equal(found.factors[name].up, kept.factors[name].up) for name in kept.factors)
+        assert found.trained.verdict.startswith("WORSE THAN THE BARE BASE")
 
 
 @pytest.mark.parametrize("wrong, told", [
