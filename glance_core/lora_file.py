@@ -5,10 +5,8 @@ Only safetensors is read; a file that is damaged or means something else than a 
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,11 +19,13 @@ from . import file_kinds
 from . import lora_names as names
 from .adapter_metadata import Trained, read_trained
 from .errors import AdapterError
+from .stated_scale import StatedScale
 from .tensor_file import read_tensors
 
-_REPEATS = re.compile(r"[*+{]")
-_SLOW = re.compile(r"\)[*+{]|\(\?[^:]")  # a repeated group or a look-around: with those a pattern can take for ever
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)  # of which an alpha may be
+_AT_ONCE = 1 << 24  # numbers looked at together
+_LARGEST = 1e30  # alpha; float32, as which it is written, holds it and its inverse
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
         del parts[module]
         skipped.append(f"{sources[module]}.alpha")
     factors = {}
-    scales = _StatedScale(path, metadata)
+    scales = StatedScale(path, metadata)
     for module, roles in parts.items():
         factors[module] = _factor(path, module, sources[module], roles, scales)
     assumed = list(scales.assumed())
@@ -197,91 +197,7 @@ def with_alpha(adapter: Adapter, alpha: float) -> Adapter:
     return replace(adapter, factors=factors, assumed=tuple(a for a in adapter.assumed if not a.startswith("no alpha")))
 
 
-class _StatedScale:
-    """The scale of a module: its alpha tensor, else what the file's own metadata or PEFT configuration says, else 1."""
-
-    def __init__(self, path: Path, metadata: Mapping[str, str]):
-        self._config, self._where = _peft_config(path, metadata)
-        self._kohya = _number(metadata.get("ss_network_alpha"))
-        self._path = path
-        self._counts: Counter[str] = Counter()
-
-    def of(self, module: str, rank: int, alpha: float | None) -> tuple[float | None, float]:
-        """(alpha, scale) of one module."""
-        if alpha is not None:
-            return alpha, alpha / rank
-        if self._config:
-            alpha = _number(_by_pattern(self._path, self._config.get("alpha_pattern"), module)) or _number(self._config.get("lora_alpha"))
-            if alpha is not None:
-                if self._config.get("use_rslora"):
-                    self._counts[f"no alpha in the tensors: rank-stabilised alpha / sqrt(rank) from {self._where}"] += 1
-                    return alpha * math.sqrt(rank), alpha / math.sqrt(rank)
-                self._counts[f"no alpha in the tensors: alpha {alpha:g} from {self._where}"] += 1
-                return alpha, alpha / rank
-        if self._kohya is not None:
-            self._counts[f"no alpha in the tensors: alpha {self._kohya:g} from ss_network_alpha"] += 1
-            return self._kohya, self._kohya / rank
-        self._counts["no alpha in the file: scale 1 assumed (alpha = rank); set the strength if it was trained at another"] += 1
-        return None, 1.0
-
-    def assumed(self) -> list[str]:
-        return [f"{text} ({count} modules)" for text, count in self._counts.items()]
-
-
-def _peft_config(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """PEFT's settings, from diffusers' metadata or from the configuration PEFT saves beside its adapter_model.safetensors."""
-    text = metadata.get("lora_adapter_metadata")
-    if text:
-        loaded = _json_object(text, f"{path.name}: its lora_adapter_metadata")
-        prefixed = {k.removeprefix("transformer."): v for k, v in loaded.items() if k.startswith("transformer.")}
-        return prefixed or {k.removeprefix("unet."): v for k, v in loaded.items()}, "lora_adapter_metadata"
-    beside = path.with_name("adapter_config.json")
-    if path.name == "adapter_model.safetensors" and beside.is_file():
-        try:
-            text = beside.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise AdapterError(
-                f"{path.name}: {beside.name} beside it cannot be read ({error}); it holds the alpha, get it again"
-            ) from error
-        return _json_object(text, f"{path.name}: {beside.name} beside it"), beside.name
-    return {}, ""
-
-
-def _json_object(text: str, what: str) -> dict[str, Any]:
-    try:
-        loaded = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{what} is no JSON; it holds the alpha, get the file again") from error
-    return loaded if isinstance(loaded, dict) else {}
-
-
-def _by_pattern(path: Path, patterns: Any, module: str) -> Any:
-    """PEFT's rule for alpha_pattern: the key, a regular expression, matches the end of the name from its start or from a dot on."""
-    if not isinstance(patterns, dict):
-        return None
-    for pattern, value in patterns.items():
-        try:
-            if len(pattern) > 200 or len(module) > 200 or len(_REPEATS.findall(pattern)) > 3 or _SLOW.search(pattern):
-                raise re.error("it could take for ever")
-            found = re.fullmatch(rf"(.*\.)?({pattern})", module)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise AdapterError(
-                f"{path.name}: {pattern[:60]!r} in PEFT's alpha_pattern cannot be read ({error}); write the modules' names in its place"
-            ) from error
-        if found:
-            return value
-    return None
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) and number > 0 else None
-
-
-def _factor(path: Path, module: str, source: str, roles: Mapping[str, torch.Tensor], scales: _StatedScale) -> Factor:
+def _factor(path: Path, module: str, source: str, roles: Mapping[str, torch.Tensor], scales: StatedScale) -> Factor:
     missing = [role for role in (names.DOWN, names.UP) if role not in roles]
     if missing:
         has = " and ".join(sorted(roles))
@@ -290,9 +206,9 @@ def _factor(path: Path, module: str, source: str, roles: Mapping[str, torch.Tens
         )
     down, up = roles[names.DOWN], roles[names.UP]
     for role, tensor in roles.items():
-        if tensor.dtype not in _FLOATS and role != names.ALPHA:
+        if tensor.dtype not in _FLOATS and not (role == names.ALPHA and tensor.dtype in _INTEGERS):
             raise AdapterError(f"{path.name}: {role} of {module} is {tensor.dtype}; only float64, float32, float16 and bfloat16 are read")
-        if not torch.isfinite(tensor).all():
+        if not all(torch.isfinite(part).all() for part in torch.split(tensor.reshape(-1), _AT_ONCE)):
             raise AdapterError(f"{path.name}: {role} of {module} holds NaN or infinity; the training diverged or the file is damaged")
     if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1] or 0 in down.shape or 0 in up.shape or math.prod(up.shape[2:]) != 1:
         raise AdapterError(f"{path.name}: the factors of {module} do not fit, down {tuple(down.shape)} and up {tuple(up.shape)}")
@@ -304,4 +220,6 @@ def _factor(path: Path, module: str, source: str, roles: Mapping[str, torch.Tens
         if alpha == 0:
             raise AdapterError(f"{path.name}: alpha of {module} is 0, which switches the module off; the file is damaged, get it again")
     alpha, scale = scales.of(module, down.shape[0], alpha)
+    if not (abs(scale) >= 1 / _LARGEST and abs(scale) * down.shape[0] <= _LARGEST):
+        raise AdapterError(f"{path.name}: alpha of {module} is {alpha}, which no training gives; the file is damaged, get it again")
     return Factor(down, up, alpha, scale, source)
