@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import schedule, train_command
-from .errors import AdapterError, GlanceError, ScheduleError
+from .errors import AdapterError, GlanceError, ScheduleError, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,7 +149,7 @@ def _lines(described: dict[str, Any]) -> list[str]:
             continue
         shown = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) if isinstance(value, list) else value
         lines.append(f"  {name:13s} {shown}")
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _convert(options: argparse.Namespace) -> None:
