@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,20 +22,16 @@ from .file_kinds import START, of_bytes
 
 PART = ".part"  # ends the name of what is still being written
 HASH = "(the SHA-256 of the tensors)".ljust(64, ".")  # stands for it in metadata that is handed in to be written
-_HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
-_READ_AGAIN = 8_000_000  # bytes of a damaged file's header that are parsed here to say what is wrong
+# What no LoRA and no checkpoint of ours comes near; a file made to exhaust memory or patience does.
+_HEADER_LIMIT = 25_000_000  # bytes
+_MANY = 100_000  # tensors
+_LONGEST_NAME = 500  # characters of a tensor's name
+_READ_AGAIN = 2_000_000  # bytes of a damaged file's header that are parsed here to say what is wrong
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Every tensor (mapped from the disk, not copied) and the metadata of a safetensors file, after the checks that give a clear sentence."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            start = file.read(START)
-    except (OSError, ValueError) as error:
-        raise AdapterError(
-            f"{path.name or path}: cannot be opened ({getattr(error, 'strerror', None) or error}); check the path"
-        ) from error
+    size, start = _size_and_start(path)
     if size == 0:
         raise AdapterError(f"{path.name}: the file is empty; download it again")
     header = int.from_bytes(start[:8], "little")
@@ -51,10 +48,38 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise AdapterError(f"{path.name}: a header of {header} bytes is above the limit of {_HEADER_LIMIT}; this is no LoRA")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            keys = file.keys()
+            _refuse_names(path.name, keys)
+            return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
+    except AdapterError:
+        raise
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, OverflowError) as error:
         what = _wrong_size(path, header, size) or f"not a valid safetensors file ({error})"
         raise AdapterError(f"{path.name}: {what}; download it again") from error
+
+
+def _size_and_start(path: Path) -> tuple[int, bytes]:
+    try:
+        told = path.stat()
+        if stat.S_ISREG(told.st_mode) or stat.S_ISDIR(told.st_mode):  # else to open it may be to wait for somebody who writes
+            with open(path, "rb") as file:
+                return told.st_size, file.read(START)
+    except (OSError, ValueError) as error:
+        raise AdapterError(
+            f"{path.name or path}: cannot be opened ({getattr(error, 'strerror', None) or error}); check the path"
+        ) from error
+    raise AdapterError(f"{path.name}: this is no file but a pipe, a socket or a device; choose a .safetensors file")
+
+
+def _refuse_names(name: str, keys: Sequence[str]) -> None:
+    if len(keys) > _MANY:
+        raise AdapterError(f"{name}: it holds {len(keys)} tensors, and at most {_MANY} are read; this is no LoRA")
+    for key in keys:
+        if len(key) > _LONGEST_NAME or not key.isprintable():
+            raise AdapterError(
+                f"{name}: a tensor is named {key[:60]!r}, with {len(key)} characters; names have at most {_LONGEST_NAME}, all of them printable: "
+                "get the file from its publisher"
+            )
 
 
 def _wrong_size(path: Path, header: int, size: int) -> str | None:
@@ -86,7 +111,7 @@ def write_new_bytes(path: Path, content: bytes) -> None:
 
 def _write_new(path: Path, save: Callable[[str], object]) -> None:
     exists = AdapterError(f"{path} exists already and is not overwritten; choose another name")
-    if path.exists():
+    if os.path.lexists(path):
         raise exists
 
     def take_name(temporary: str) -> None:
@@ -97,7 +122,7 @@ def _write_new(path: Path, save: Callable[[str], object]) -> None:
         except OSError as error:  # file systems without hard links
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EMLINK, errno.EINVAL):
                 raise
-            if path.exists():
+            if os.path.lexists(path):
                 raise exists from None
             os.replace(temporary, path)
 
@@ -133,14 +158,15 @@ def _write(path: Path, save: Callable[[str], object], take_name: Callable[[str],
     """
     try:
         beside = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
-    except OSError as error:
-        raise AdapterError(f"{path}: cannot be written ({error.strerror}); choose a folder that exists and is writable") from error
+    except (OSError, ValueError) as error:  # a name may hold what no name can
+        why = getattr(error, "strerror", None) or error
+        raise AdapterError(f"{path}: cannot be written ({why}); choose a folder that exists and is writable, and a plain name") from error
     temporary = os.path.join(beside, "whole")
     try:
         save(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # as any new file
+        os.chmod(temporary, _mode_of_new_files(beside))
         take_name(temporary)
     except (OSError, SafetensorError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
@@ -150,10 +176,11 @@ def _write(path: Path, save: Callable[[str], object], take_name: Callable[[str],
     _sync_folder(path.parent)
 
 
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+def _mode_of_new_files(folder: str) -> int:
+    """Found by making one: to ask for the process's umask is to change it, for every other thread too."""
+    made = Path(folder, "mode")
+    made.touch()
+    return stat.S_IMODE(made.stat().st_mode)
 
 
 def _sync_folder(folder: Path) -> None:
