@@ -17,12 +17,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from . import __version__
-from .errors import AdapterError, ScheduleError
-from .schedule import FAST, LADDERS, SLOW, Split, parse_steps
+from .errors import AdapterError, ScheduleError, printable
+from .schedule import FAST, LADDERS, MOST_TEACHER_STEPS, SLOW, Split, parse_steps
 from .solver import Solver
 from .tensor_file import HASH
 
 FORMAT = 1
+_LONGEST = 500_000  # characters of a value: a solver of a hundred steps has ten thousand numbers
 _METHOD = "https://arxiv.org/abs/2512.02899"
 # By base: the architecture as ModelSpec files state it, and ss_base_model_version. Others are stated under our own names.
 _ELSEWHERE = {
@@ -115,7 +116,9 @@ def read_trained(name: str, metadata: Mapping[str, str]) -> Trained:
         if text is None:
             continue
         try:
-            values[item.name] = _READERS.get(item.name, str)(text)
+            if len(text) > _LONGEST:
+                raise ValueError("too long")
+            values[item.name] = _READERS.get(item.name, printable)(text)
         except (ValueError, TypeError, RecursionError) as error:
             raise AdapterError(
                 f"{name}: glance.{item.name} is {text[:40]!r}, which is no valid value; the file was edited or damaged"
@@ -127,8 +130,8 @@ def read_trained(name: str, metadata: Mapping[str, str]) -> Trained:
         raise AdapterError(f"{name}: glance.ladder is {trained.ladder[:20]!r}; this version knows {', '.join(LADDERS)}")
     if trained.ladder == "shift" and trained.shift is None:
         raise AdapterError(f"{name}: glance.ladder is shift but glance.shift is missing; the file was edited or damaged")
-    if trained.teacher_steps is not None and not 2 <= trained.teacher_steps <= 10_000:
-        raise AdapterError(f"{name}: glance.teacher_steps is {trained.teacher_steps}; it must lie between 2 and 10000")
+    if trained.teacher_steps is not None and not 2 <= trained.teacher_steps <= MOST_TEACHER_STEPS:
+        raise AdapterError(f"{name}: glance.teacher_steps is {trained.teacher_steps}; it must lie between 2 and {MOST_TEACHER_STEPS}")
     try:
         split = trained.split
     except ScheduleError as error:

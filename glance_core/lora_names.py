@@ -84,7 +84,8 @@ def parse_key(key: str) -> Key | None:
         found = pattern.search(key)
         if found and found.start() > 0:
             source = key[: found.start()]
-            return Key(source, module_name(source), role, style)
+            module = module_name(source)
+            return Key(source, module, role, style) if module else None  # a prefix alone would mean the whole model
     return None
 
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from .errors import ScheduleError
 
 TEACHER_STEPS = 50
+MOST_TEACHER_STEPS = 10_000
 BOUNDARY_STEP = 10  # 0-based teacher step at which Fast takes over (the paper's step 11)
 PRESETS = {"5+5": (5, 5), "3+5": (3, 5), "5+10": (5, 10)}
 SLOW, FAST = "slow", "fast"
+_MANY_TOKENS = 10**9
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class DynamicShift:
     def at(self, tokens: int) -> float:
         """The shift at this token count. Raises ScheduleError where it leaves the range of numbers."""
         (t0, t1), (m0, m1) = self.tokens, self.mu
-        mu = m0 + (tokens - t0) * (m1 - m0) / (t1 - t0)
+        mu = m0 + min(tokens - t0, _MANY_TOKENS) * (m1 - m0) / (t1 - t0)
         if mu > 30:  # sigmas that differ by less than float64 can tell
             raise ScheduleError(f"{tokens} tokens are too many for a ladder; make the picture smaller")
         return math.exp(mu)
@@ -57,8 +59,8 @@ def shifted_ladder(steps: int, shift: float, terminal: float | None = None) -> t
 
     With `terminal`, 1 - sigma is rescaled so that the last sigma before 0 is `terminal` (Qwen-Image's stretch).
     """
-    if steps < 1:
-        raise ScheduleError(f"a teacher ladder needs at least 1 step, got {steps}")
+    if not 1 <= steps <= MOST_TEACHER_STEPS:
+        raise ScheduleError(f"a teacher ladder needs at least 1 step and at most {MOST_TEACHER_STEPS}, got {steps}")
     if not (math.isfinite(shift) and shift > 0):
         raise ScheduleError(f"shift must be a positive number, got {shift}")
     uniform = [1 - i * (1 - 1 / steps) / (steps - 1) for i in range(steps)] if steps > 1 else [1.0]
@@ -164,7 +166,8 @@ def split_steps(slow: int, fast: int, teacher_steps: int = TEACHER_STEPS, bounda
     slow_steps = tuple(round(boundary * i / slow) for i in range(slow))
     fast_steps = _fast_steps(fast, boundary, teacher_steps)
     if len(set(fast_steps)) < fast:
-        most = next(n for n in range(min(fast, teacher_steps), 0, -1) if len(set(_fast_steps(n, boundary, teacher_steps))) == n)
+        room = 2 * (teacher_steps - boundary) // 3 + 2  # closer than 1.5, the last two would round to one
+        most = next(n for n in range(min(fast, room), 0, -1) if len(set(_fast_steps(n, boundary, teacher_steps))) == n)
         raise ScheduleError(
             f"fast_steps = {fast} does not fit between teacher steps {boundary + 1} and {teacher_steps}; use at most {most}"
         )

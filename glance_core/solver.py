@@ -97,7 +97,7 @@ class Solver:
             found = json.loads(text)
             told, keep = (tuple(float(value) for value in found[name]) for name in ("told", "keep"))
             cond, free = (tuple(tuple(float(value) for value in row) for row in found[name]) for name in ("cond", "free"))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ScheduleError(f"the solver {text[:40]!r} cannot be read; it was edited or damaged") from error
         return Solver(told, keep, cond, free)
 
