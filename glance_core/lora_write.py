@@ -67,6 +67,7 @@ def _kept(others: Mapping[str, str], stated: Mapping[str, str]) -> dict[str, str
     }
 
 
+_LONGEST_NAME = 100
 PAIR_ENDS = (f"_{SLOW}.safetensors", f"_{FAST}.safetensors")
 _PREVIEW = ".preview.png"
 PREVIEW_ENDS = tuple(end.replace(".safetensors", _PREVIEW) for end in PAIR_ENDS)
@@ -79,6 +80,7 @@ def write_pair(
     """Two new files `<name>_slow` and `<name>_fast`, with -2, -3, ... where a file has one of the names (`free_name`). common: what both
     files state; factors and sigmas: by phase. Where a kill came between the two, the Fast file alone; once: and where both are there of this
     very pair, none. Raises AdapterError."""
+    refuse_name(name)
     slow, fast = (folder / f"{name}{end}" for end in PAIR_ENDS)
     ours = is_slow_of(slow, common.pair)
     if once and ours and fast.exists():
@@ -109,10 +111,28 @@ def write_preview(adapter: Path, png: bytes) -> Path:
     return path
 
 
+def refuse_name(name: str) -> None:
+    """Raises AdapterError for what is no plain file name everywhere, so that no name leads out of its folder."""
+    if (
+        not name.isprintable()
+        or name.strip(" ") != name
+        or name[:1] in ("", ".")
+        or any(char in name for char in "/\\:")
+        or _bytes(name) > _LONGEST_NAME
+    ):
+        raise AdapterError(
+            f"name {name[:40]!r} is no plain file name; give one without folder and ending, of at most {_LONGEST_NAME} bytes"
+        )
+
+
+def _bytes(name: str) -> int:
+    return len(name.encode("utf-8", "replace"))
+
+
 def free_name(folder: Path, name: str, ends: Iterable[str]) -> str:
-    """The name, or name-2, name-3, ...: the first that no file in the folder has with any of these ends."""
+    """The name, or name-2, name-3, ...: the first that nothing in the folder has with any of these ends, be it a link to nowhere."""
     names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
-    return next(free for free in names if not any((folder / f"{free}{end}").exists() for end in ends))
+    return next(free for free in names if not any(os.path.lexists(folder / f"{free}{end}") for end in ends))
 
 
 def new_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .lora_write import PAIR_ENDS, PREVIEW_ENDS, free_name
+from .lora_write import PAIR_ENDS, PREVIEW_ENDS, free_name, refuse_name
 from .tensor_file import PART
 
 RUN_ENDS = (".run.safetensors", ".teacher.safetensors")
@@ -47,7 +47,9 @@ class RunFiles:
 
 
 def run_files(folder: Path, name: str, resume: bool) -> RunFiles:
-    """The unfinished run of this name, or of name-2, name-3, ... where pairs have the names before; else a new one under a free name."""
+    """The unfinished run of this name, or of name-2, name-3, ... where pairs have the names before; else a new one under a free name.
+    Raises AdapterError for a name that is none."""
+    refuse_name(name)
     if not resume:
         return RunFiles(folder, free_name(folder, name, (*PAIR_ENDS, *RUN_ENDS)))
     for count in itertools.count(1):

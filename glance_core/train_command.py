@@ -20,7 +20,6 @@ OBJECTIVE_NAMES = {
     "end_to_end": "end to end", "end_to_end_fold_guidance": "end to end, fold guidance", "flow_matching": "flow_matching",
 }  # fmt: skip
 PROMPTS = 64
-_LONGEST_NAME = 100
 MOST_HELD_OUT = 10_000
 
 
@@ -63,14 +62,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Raises GlanceError for what cannot be trained, and KeyboardInterrupt with a sentence on how to go on."""
-    from .lora_write import new_folder
+    from .lora_write import new_folder, refuse_name
     from .memory import keep_freed_memory
     from .run_files import run_files
     from .tiny.painting import Painter, load_references
     from .tiny.pair import PairSettings, guidance_of, judged, keep, train, write
 
     started = time.monotonic()
-    _check_name(options.name)
+    refuse_name(options.name)
     settings = PairSettings(
         OBJECTIVE_NAMES[options.objective], options.steps, options.rank, options.alpha, options.learning_rate, options.batch,
         options.caption_dropout, options.seed, options.save_every, options.forwards, options.learn,
@@ -114,11 +113,6 @@ def run(options: argparse.Namespace) -> None:
     if whole:
         print("all of it, as it was trained:", *whole, sep="\n")
     print(f"{seconds:.0f} s in all; guidance {guidance_of(settings, kept):g}, teacher steps {settings.way.split}")
-
-
-def _check_name(name: str) -> None:
-    if not name or name != Path(name).name or name.startswith(".") or "\0" in name or len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
-        raise GlanceError(f"--name is {name[:40]!r}; give a plain file name without its ending, of at most {_LONGEST_NAME} bytes")
 
 
 def _examples(options: argparse.Namespace) -> Examples:
