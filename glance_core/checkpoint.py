@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from .errors import TrainingError
+from .lora_file import Factor
+from .lora_layers import Slot
 from .tensor_file import read_tensors, write_over
 
 _KEY, _FORMAT = "glance_run", 1
@@ -46,7 +49,7 @@ def whole(path: Path) -> Iterator[None]:
         yield
     except TrainingError:
         raise
-    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, AttributeError) as error:
         why = str(error).split("\n")[0][:200]
         raise TrainingError(f"{path.name} is no checkpoint of this version ({why}); delete it, or train under another name") from error
 
@@ -81,13 +84,48 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return flat
 
 
+def refuse_unlike(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Raises ValueError for what training could not have left under this name: another shape, whole numbers, a NaN."""
+    if tuple(tensor.shape) != tuple(shape) or not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        raise ValueError(f"its {name} is no tensor of this run")
+
+
+def finished_factors(
+    tensors: Mapping[str, Tensor], scales: Mapping[str, float], slots: Mapping[str, Slot], prefix: str
+) -> dict[str, Factor]:
+    """The factors of a phase that is trained, by slot, under `<prefix><slot>.A | B`. Raises LookupError or ValueError for anything else."""
+    if scales.keys() != slots.keys():
+        raise ValueError("its finished phases are none of this run's")
+    found = {}
+    for name, slot in slots.items():
+        down, up, scale = tensors[f"{prefix}{name}.A"], tensors[f"{prefix}{name}.B"], float(scales[name])
+        refuse_unlike(f"{name}.A", down, (down.shape[0], slot.inside))
+        refuse_unlike(f"{name}.B", up, (slot.outside, down.shape[0]))
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"its scale of {name} is {scale}")
+        found[name] = Factor(down, up, scale * len(down), scale, name)
+    return found
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Put back what `optimizer_tensors` gave. Raises LookupError or ValueError for anything else."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         if key.startswith(_OPTIMIZER):
             index, name = key.removeprefix(_OPTIMIZER).split("/", 1)
             state.setdefault(int(index), {})[name] = value.item() if value.dtype == torch.float64 and value.ndim == 0 else value
+    if isinstance(optimizer, torch.optim.AdamW):  # others keep what they like
+        _check_adam([parameter for group in optimizer.param_groups for parameter in group["params"]], state)
     whole = optimizer.state_dict()
     whole["state"] = state
     optimizer.load_state_dict(whole)
+
+
+def _check_adam(parameters: Sequence[Tensor], state: Mapping[int, Mapping[str, Any]]) -> None:
+    for index, held in state.items():
+        if not 0 <= index < len(parameters) or held.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError(f"its optimizer holds {', '.join(sorted(held))} for parameter {index}")
+        for name, value in held.items():
+            refuse_unlike(name, torch.as_tensor(value), () if name == "step" else parameters[index].shape)
+        if held["step"] < 1 or (held["exp_avg_sq"] < 0).any():
+            raise ValueError("its optimizer was never in such a state")

@@ -18,6 +18,20 @@ class History:
     points: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            "history/points": torch.tensor(self.points, dtype=torch.long),
+            "history/losses": torch.tensor(self.losses, dtype=torch.float64),
+        }
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> History:
+        """Of what `tensors` gave. Raises LookupError or ValueError for anything else."""
+        points, losses = tensors["history/points"], tensors["history/losses"]
+        if points.ndim != 1 or points.shape != losses.shape or losses.dtype != torch.float64 or not torch.isfinite(losses).all():
+            raise ValueError("its history is none")
+        return History([int(point) for point in points.tolist()], losses.tolist())
+
 
 class Draws:
     """Which points and rows come next: shuffled decks, so that each comes equally often; and the noise's generator."""
@@ -47,5 +61,10 @@ class Draws:
         return {"draws/generator": self.generator.get_state(), **{f"draws/{name}": deck.clone() for name, deck in self.decks.items()}}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave. Raises LookupError, ValueError, TypeError or RuntimeError for anything else."""
+        for name, values in self.values.items():
+            deck = tensors[f"draws/{name}"]
+            if deck.dtype != values.dtype or deck.ndim != 1 or not torch.isin(deck, values).all():
+                raise ValueError(f"its {name} to come are none of this run's")
         self.generator.set_state(tensors["draws/generator"])
         self.decks = {name: tensors[f"draws/{name}"] for name in self.decks}

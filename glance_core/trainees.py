@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import refuse_unlike
 from .draws import Draws
 from .errors import TrainingError
 from .frozen import forwards
@@ -284,6 +285,7 @@ def _error(state: Tensor, target: Tensor) -> Tensor:
 
 
 def load(trainee: Trainee, tensors: Mapping[str, Tensor]) -> None:
-    """Take the values of another trainee's `tensors()`."""
+    """Take the values of another trainee's `tensors()`. Raises LookupError or ValueError where they are none."""
     for name, tensor in trainee.tensors().items():
+        refuse_unlike(name, tensors[name], tensor.shape)
         tensor.copy_(tensors[name])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import as_json, load_optimizer, load_run, optimizer_tensors, save_run, whole
+from .checkpoint import as_json, finished_factors, load_optimizer, load_run, optimizer_tensors, save_run, whole
 from .draws import Draws, History
 from .errors import TrainingError
 from .lora_file import Factor
@@ -186,7 +186,9 @@ class _Run:
                 load_optimizer(optimizer, tensors)
                 draws.load(tensors)
                 scaler.load_state_dict(facts["scaler"])
-                first = int(facts["step"])
+                first = facts["step"]
+                if type(first) is not int or not 0 <= first <= settings.steps:
+                    raise ValueError(f"its step is {first}")
         began = len(self.history.losses) - first * settings.batch * settings.accumulation * trainee.losses
 
         def save(step: int, drawn: Mapping[str, Tensor]) -> None:
@@ -263,10 +265,6 @@ class _Run:
         assert self.checkpoint is not None
         done = {f"done/{name}/{slot}.{which}": value for name, factors in self.finished.items() for slot, factor in factors.items()
                 for which, value in (("A", factor.down), ("B", factor.up))}  # fmt: skip
-        history = {
-            "history/points": torch.tensor(self.history.points),
-            "history/losses": torch.tensor(self.history.losses, dtype=torch.float64),
-        }
         scales = {name: {slot: factor.scale for slot, factor in factors.items()} for name, factors in self.finished.items()}
         told = {
             "identity": self.identity,
@@ -277,18 +275,22 @@ class _Run:
             "solver": self.solver.dumps() if self.solver else None,
             **facts,
         }
-        save_run(self.checkpoint, {**tensors, **done, **history}, told)
+        save_run(self.checkpoint, {**tensors, **done, **self.history.tensors()}, told)
 
     def _take_up(self, path: Path) -> None:
         tensors, facts = load_run(path)
         with whole(path):
             self._check(path, facts["identity"])
-            self.history = History(tensors["history/points"].tolist(), tensors["history/losses"].tolist())
+            self.history = History.of(tensors)
             for phase, scales in facts["scales"].items():
-                pairs = {slot: (tensors[f"done/{phase}/{slot}.A"], tensors[f"done/{phase}/{slot}.B"]) for slot in scales}
-                self.finished[phase] = {slot: Factor(a, b, scales[slot] * len(a), scales[slot], slot) for slot, (a, b) in pairs.items()}
+                self.finished[phase] = finished_factors(tensors, scales, self.student.slots, f"done/{phase}/")
             self.done = [part for part in facts["done"] if part in self.parts]
             self.solver = Solver.loads(facts["solver"]) if facts.get("solver") else None
+            walked = isinstance(self.objective, Walks)
+            if any(phase not in self.finished for part in self.done for phase in (PHASES if walked else [part])):
+                raise ValueError("a phase that is done is missing")
+            if walked and self.solver and self.solver.steps != len(self.objective.points):
+                raise ValueError("its solver has other steps")
             if facts["phase"] not in self.done:
                 self.kept = path, tensors, facts
 
