@@ -68,6 +68,7 @@ def _kept(others: Mapping[str, str], stated: Mapping[str, str]) -> dict[str, str
 
 
 _LONGEST_NAME = 100
+WHOLE = "_whole"  # ends the name of a pair with all that was trained, where not all of it is kept
 PAIR_ENDS = (f"_{SLOW}.safetensors", f"_{FAST}.safetensors")
 _PREVIEW = ".preview.png"
 PREVIEW_ENDS = tuple(end.replace(".safetensors", _PREVIEW) for end in PAIR_ENDS)
@@ -80,7 +81,7 @@ def write_pair(
     """Two new files `<name>_slow` and `<name>_fast`, with -2, -3, ... where a file has one of the names (`free_name`). common: what both
     files state; factors and sigmas: by phase. Where a kill came between the two, the Fast file alone; once: and where both are there of this
     very pair, none. Raises AdapterError."""
-    refuse_name(name)
+    refuse_name(name.removesuffix(WHOLE))
     slow, fast = (folder / f"{name}{end}" for end in PAIR_ENDS)
     ours = is_slow_of(slow, common.pair)
     if once and ours and fast.exists():

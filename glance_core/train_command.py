@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Raises GlanceError for what cannot be trained, and KeyboardInterrupt with a sentence on how to go on."""
-    from .lora_write import new_folder, refuse_name
+    from .lora_write import WHOLE, new_folder, refuse_name
     from .memory import keep_freed_memory
     from .run_files import run_files
     from .tiny.painting import Painter, load_references
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
         verdict = judged(painter, settings, kept, options.judged)
         whole: tuple[Path, ...] = ()
         if choice and choice.kept != choice.whole.kept:
-            whole = write(done, settings, files.folder, f"{files.name}_whole", examples, choice=choice.whole)
+            whole = write(done, settings, files.folder, f"{files.name}{WHOLE}", examples, choice=choice.whole)
         pair = write(kept, settings, files.folder, files.name, examples, verdict, choice)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_stopped(files)) from None

@@ -21,7 +21,7 @@ from ..glance_core.draws import History
 from ..glance_core.errors import AdapterError
 from ..glance_core.lora_file import Factor
 from ..glance_core.lora_layers import low_rank_updates
-from ..glance_core.lora_write import write_pair, write_preview
+from ..glance_core.lora_write import WHOLE, write_pair, write_preview
 from ..glance_core.objectives import END_TO_END, FLOW, FlowMatching, Objective, Trajectories, rollout
 from ..glance_core.parts import Choice, what_helps
 from ..glance_core.phase_switch import PhaseSwitch, PhaseWeights, phase_index
@@ -82,7 +82,7 @@ def train(plan: Plan, live: Live) -> Result:
 
     glue.run(plan.model, plan.positive, plan.negative, plan.latents, plan.settings.seed, plan.offload, _room(plan), work)
     ((choice, history, speed, taught, picture),) = found
-    whole = () if choice.kept == choice.whole.kept else _write(plan, choice.whole, plan.keep.folder, f"{plan.name}_whole", once=True)
+    whole = () if choice.kept == choice.whole.kept else _write(plan, choice.whole, plan.keep.folder, f"{plan.name}{WHOLE}", once=True)
     files = _write(plan, choice, plan.folder, plan.name)
     plan.keep.remove()  # before the pictures: a kill from here on costs no more than them
     return Result(files, whole, choice, history, time.monotonic() - started, speed, taught, _write_previews(files, picture))

@@ -151,12 +151,15 @@ def test_a_pair_without_effect_paints_as_the_bare_base_does_at_its_best(whole):
 
 
 def test_what_is_not_kept_lies_beside_the_pair(tmp_path, capsys):
-    spoilt = [*ONE, "--learning-rate", "0.5", "--held-out", "4"]
+    name = "n" * 100  # as long as any
+    spoilt = [*ONE, "--learning-rate", "0.5", "--held-out", "4", "--name", name]
     assert train(tmp_path, *spoilt) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["kept"] == [] and names(tmp_path) == sorted([*PAIR, *(name.replace("tiny_", "tiny_whole_") for name in PAIR)])
-    for path, name in zip(told["whole"], PAIR[::-1], strict=True):
-        written, whole = (read_adapter(each).factors for each in (tmp_path / name, path))
+    assert told["kept"] == [] and names(tmp_path) == sorted(
+        f"{name}{part}_{phase}.safetensors" for part in ("", "_whole") for phase in (SLOW, FAST)
+    )
+    for path, spared in zip(told["whole"], told["pair"], strict=True):
+        written, whole = (read_adapter(each).factors for each in (spared, path))
         assert not any(factor.up.any() for factor in written.values()) and all(factor.up.any() for factor in whole.values())
 
 
