@@ -2,6 +2,8 @@
 
 import math
 import re
+import runpy
+import tempfile
 from pathlib import Path
 
 import torch
@@ -87,9 +89,11 @@ def section():
 def readme_functions():
     """load_pair and paint, as the README has them."""
     (code,) = re.findall(r"^```python\n(.*?)^```", section(), re.M | re.S)
-    namespace = {}
-    exec(code, namespace)
-    return namespace["load_pair"], namespace["paint"]
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "readme.py")
+        script.write_text(code, encoding="utf-8")
+        made = runpy.run_path(str(script))
+    return made["load_pair"], made["paint"]
 
 
 def painted(name, model, slow, fast, ladder, **inputs):
