@@ -107,7 +107,7 @@ class _Target:
         self.called = False
         self.inner: Callable[..., Any] = module.forward
         self.previous: Any = _UNSET
-        self.stranded = False
+        self.wrapped = self.stranded = False
         self.hook = self._forward  # one bound method for life, so that a compiled graph recognises it
 
     def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -121,6 +121,7 @@ class _Target:
             below._restore()
         self.previous = self.module.__dict__.get("forward", _UNSET)
         self.inner = self.module.forward
+        self.wrapped = True  # said before it is so: an interrupt in between is undone like any other
         self.module.forward = self.hook
 
     def unwrap(self) -> None:
@@ -128,8 +129,9 @@ class _Target:
         self.active, self.bound = None, ()  # a host that moves the weights away must not find them held here
         if self.module.__dict__.get("forward") is self.hook:
             self._restore()
-        else:
+        elif self.wrapped:
             self.stranded = True
+        self.wrapped = False
 
     def _restore(self) -> None:
         if self.previous is _UNSET:
@@ -148,6 +150,7 @@ class PhaseSwitch:
         self.weights = weights
         self._targets: WeakKeyDictionary[nn.Module, tuple[_Target, ...]] = WeakKeyDictionary()
         self._installed: tuple[_Target, ...] = ()
+        self._called: set[str] = set()
         self._phase: int | None = None
 
     @property
@@ -161,42 +164,43 @@ class PhaseSwitch:
 
     @property
     def never_called(self) -> tuple[str, ...]:
-        """Installed targets whose forward was not called since: the model computes them some other way, or not at all."""
-        return tuple(target.name for target in self._installed if not target.called)
+        """Targets whose forward was not called since they were installed: the model computes them some other way, or not at all."""
+        called = self._called.union(target.name for target in self._installed if target.called)
+        return tuple(name for name in self.weights.targets if name not in called)
 
-    def install(self, root: nn.Module, device: torch.device) -> None:
-        """Wrap the targets below `root`; no phase is on yet. Raises SwitchError for a target the model lacks."""
+    def install(self, root: nn.Module, device: torch.device, again: bool = False) -> None:
+        """Wrap the targets below `root`; no phase is on yet. again: in the same run, where a host took them off meanwhile; calls until then
+        still count. Raises SwitchError for a target the model lacks."""
         if self._installed:
             return
+        if not again:
+            self._called.clear()
         known = {target.name: target for target in self._targets.get(root, ())}
         modules = {name: find_module(root, name) for name in self.weights.targets}
         targets = tuple(  # the same hooks as last time, except where a module was replaced
             known[name] if name in known and known[name].module is module else _Target(name, module) for name, module in modules.items()
         )
         self._targets[root] = targets
-        wrapped = []
         try:
+            self._installed = targets  # before the first is wrapped, so that `remove` finds it wherever this ends
             for target in targets:
                 branches = (self.weights.branch(phase, target.name) for phase in range(self.weights.phase_count))
                 target.bound = tuple(None if branch is None else branch.on(device) for branch in branches)
                 target.called = False
                 target.wrap()
-                wrapped.append(target)
         except BaseException:
-            self._unwrap(wrapped)
+            self.remove()
             raise
-        self._installed = targets
 
     def remove(self) -> None:
-        """Undo `install`."""
-        targets, self._installed, self._phase = self._installed, (), None
-        self._unwrap(targets)
-
-    def _unwrap(self, targets: Sequence[_Target]) -> None:
-        for target in reversed(targets):
+        """Undo `install`. Broken off in the middle, it is to be called again."""
+        for target in reversed(self._installed):
+            if target.called:
+                self._called.add(target.name)
             target.unwrap()
-        if any(target.stranded for target in targets):
+        if any(target.stranded for target in self._installed):
             self._targets.clear()  # a stranded hook may still be in the chain: wrapping it once more would call itself
+        self._installed, self._phase = (), None
 
     def select(self, phase: int | None) -> None:
         """Let `phase` answer from the next forward on; None for the bare base."""

@@ -88,12 +88,16 @@ class GlancePair:
             shape = (kwargs.get("latent_shapes") or [noise.shape])[0]  # nested latents arrive packed into one row
             _, ladder = host.teacher_ladder(patcher, tuple(shape), "auto", self.trained)
             run = _Run(patcher, threshold_at(ladder, self.boundary_step), True, Counter())
-        outer, self._run = self._run, run
+        outer, outermost = self._run, not self.switch.installed
         try:
+            self._run, self._suspended = run, None
             result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             self._run, self._suspended = outer, None
-        _report(run)
+            if outermost:
+                self.switch.remove()  # nothing to do, unless an interrupt fell into the removal below
+        if len(sigmas) > 1:
+            _report(run)
         return result
 
     def sampler_sample(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
@@ -102,10 +106,11 @@ class GlancePair:
         if self.switch.installed:  # a sampler that runs a sampler: the outer run owns the branches
             return executor(guider, *args, **kwargs)
         _inject_last(patcher, self)
-        self.switch.install(guider.inner_model, patcher.load_device)
         try:
+            self.switch.install(guider.inner_model, patcher.load_device)
             result = executor(guider, *args, **kwargs)
-            _report_unused(self.switch.never_called, len(self.switch.weights.targets))
+            if self._run is not None and self._run.forwards:  # where there was none at all, that is told
+                _report_unused(self.switch.never_called, len(self.switch.weights.targets))
             return result
         finally:
             self.switch.remove()
@@ -116,7 +121,7 @@ class GlancePair:
             phase = phase_index(float(timestep.reshape(-1)[0]), (self._run.threshold,))
             self._run.forwards[PHASES[phase]] += 1
             if not self.switch.installed:  # the host unloaded the model in mid-run
-                self.switch.install(executor.class_obj.inner_model, self._run.patcher.load_device)
+                self.switch.install(executor.class_obj.inner_model, self._run.patcher.load_device, again=True)
                 self._suspended = None
             if phase != self.switch.phase:
                 self.switch.select(phase)
@@ -125,7 +130,7 @@ class GlancePair:
     def inject(self, patcher: Any) -> None:
         """The host puts its injections back in the middle of a run: so do we."""
         if self._run is not None and patcher is self._run.patcher and self._suspended is not None:
-            self.switch.install(patcher.model, patcher.load_device)
+            self.switch.install(patcher.model, patcher.load_device, again=True)
             self.switch.select(self._suspended[0])
             self._suspended = None
 

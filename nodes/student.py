@@ -20,7 +20,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..glance_core import tiny
 from ..glance_core.flux_names import diffusers_slots
-from ..glance_core.frozen import Forwards, FrozenLinear, Layer, Recomputed, WeightOf, plain_weight
+from ..glance_core.frozen import Forwards, FrozenLinear, Layer, Recomputed, WeightOf, forwards_as_found, plain_weight
 from ..glance_core.lora_layers import Slot, is_linear
 from ..glance_core.objectives import NO_PROMPT, RowVelocity
 from ..glance_core.recompute import blocks_of
@@ -103,7 +103,7 @@ def run(
     flag = comfy.model_management.in_training
     try:
         comfy.model_management.in_training = True  # without it the host's rotary embedding has no backward
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), forwards_as_found(model.model):
             guider = comfy.samplers.CFGGuider(model)
             guider.set_conds(_plain(positive), _plain(negative))
             samples = latents.clone()

@@ -1,6 +1,7 @@
 """Frozen layers in training: right gradients, the base's weight kept nowhere, the same numbers as PEFT's own layers."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import Linear
 
-from glance_core.frozen import FrozenLinear, Layer, Part, Recomputed, forwards, plain_weight
+from glance_core.frozen import FrozenLinear, Layer, Part, Recomputed, forwards, forwards_as_found, plain_weight
 from glance_core.lora_layers import Lora, LoraLayers, whole_slots
 
 SLICES = {0: (), 1: (Part(0, 10, 0.5),), 2: (Part(1, 4, 0.5), Part(6, 3, -2.0))}  # two leave some rows to the base alone
@@ -189,6 +190,14 @@ def test_the_factors_take_a_seed_of_their_own_and_leave_the_worlds_alone():
 
 
 # Changed forwards
+
+
+def test_forwards_that_a_broken_clean_up_left_are_undone():
+    model = torch.nn.Sequential(Linear(2, 2), Linear(2, 2))
+    own = model[1].forward = partial(torch.mul, other=2.0)
+    with forwards_as_found(model):
+        model[0].forward = model[1].forward = partial(torch.mul, other=3.0)
+    assert "forward" not in vars(model[0]) and model[1].forward is own
 
 
 def test_changed_forwards_are_undone_last_first_also_after_an_error():

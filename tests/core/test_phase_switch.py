@@ -221,12 +221,37 @@ def test_an_exception_in_a_forward_leaves_the_switch_removable():
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
+class Interrupted(Linear):
+    """The user's interrupt falls between the first of the targets and this one, just as its forward is set."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "forward":
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_the_branches_are_put_on_takes_off_those_that_are():
+    model = Model()
+    model.proj = Interrupted(24, 8, bias=False)
+    switch = PhaseSwitch(PhaseWeights(two_phases(), torch.float32))
+    with pytest.raises(KeyboardInterrupt):
+        switch.install(model, CPU)
+    assert not switch.installed
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
 def test_targets_the_model_never_calls_are_named():
     model = Model()
     switch = installed([{"proj": [low_rank(1, 8, 24)], "conv": [low_rank(2, 4, 3)]}], model)
     assert switch.never_called == ("proj", "conv")
     model(torch.randn(3, 8))
     assert switch.never_called == ("conv",)
+    switch.remove()
+    switch.install(model, CPU, again=True)  # a host took them off in the middle of a run
+    assert switch.never_called == ("conv",)
+    switch.remove()
+    switch.install(model, CPU)
+    assert switch.never_called == ("proj", "conv")
 
 
 def test_nothing_of_the_weights_is_held_after_removal():
