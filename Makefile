@@ -1,8 +1,9 @@
 PYTHON ?= python3
 SECONDS_OF_TRAINING ?= 60
 WORKERS ?= 2
+FAULTS ?= all
 
-.PHONY: test env demo-env lint demo bench
+.PHONY: test env demo-env lint demo bench faults
 
 test: env lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -20,6 +21,9 @@ demo-env:
 
 demo: demo-env
 	.venv/bin/python -m glance_core demo --seconds $(SECONDS_OF_TRAINING)
+
+faults: env
+	GLANCE_FAULTS=$(FAULTS) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -rP tests/host/test_faults.py -k "no_fault"
 
 bench: env
 	.venv/bin/python -m benchmarks.sampling
