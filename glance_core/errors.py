@@ -24,6 +24,10 @@ class AdapterError(GlanceError):
     """An adapter file or pair that cannot be read, checked or written."""
 
 
+class NameTaken(AdapterError):
+    """A new file whose name another has, perhaps since a moment ago."""
+
+
 class SwitchError(GlanceError):
     """Low-rank branches that do not fit the live modules they are meant for."""
 

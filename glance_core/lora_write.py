@@ -19,7 +19,7 @@ import torch
 from . import diffusers_layout
 from . import lora_names as names
 from .adapter_metadata import Trained, written_metadata
-from .errors import AdapterError
+from .errors import AdapterError, NameTaken
 from .lora_file import Adapter, Factor, read_adapter
 from .schedule import FAST, SLOW
 from .tensor_file import write_new, write_new_bytes
@@ -83,25 +83,38 @@ def write_pair(
     very pair, none. Raises AdapterError."""
     refuse_name(name.removesuffix(WHOLE))
     slow, fast = (folder / f"{name}{end}" for end in PAIR_ENDS)
-    ours = is_slow_of(slow, common.pair)
+    ours = is_of(slow, common.pair, SLOW)
     if once and ours and fast.exists():
         return slow, fast
     if not ours or fast.exists():
-        slow, fast = (folder / f"{free_name(folder, name, PAIR_ENDS)}{end}" for end in PAIR_ENDS)
-        write_adapter(slow, factors[SLOW], replace(common, phase=SLOW, sigmas=sigmas[SLOW], partner=fast.name))
-    write_adapter(fast, factors[FAST], replace(common, phase=FAST, sigmas=sigmas[FAST], partner=slow.name))
+        slow, fast = _write_slow(folder, name, factors[SLOW], replace(common, phase=SLOW, sigmas=sigmas[SLOW]))
+    try:
+        write_adapter(fast, factors[FAST], replace(common, phase=FAST, sigmas=sigmas[FAST], partner=slow.name))
+    except NameTaken:
+        if not is_of(fast, common.pair, FAST):  # else another process wrote it, after the same training
+            raise
     return slow, fast
 
 
-def is_slow_of(path: Path, pair: str | None) -> bool:
-    """Whether this is the Slow file of this very pair."""
+def _write_slow(folder: Path, name: str, factors: Mapping[str, Factor], trained: Trained) -> tuple[Path, Path]:
+    """The Slow file under the first name that is free, and what its partner will be called."""
+    while True:
+        slow, fast = (folder / f"{free_name(folder, name, PAIR_ENDS)}{end}" for end in PAIR_ENDS)
+        try:
+            return write_adapter(slow, factors, replace(trained, partner=fast.name)), fast
+        except NameTaken:  # by another process, since it was free
+            continue
+
+
+def is_of(path: Path, pair: str | None, phase: str) -> bool:
+    """Whether this is the file of this phase of this very pair."""
     if pair is None or not path.exists():
         return False
     try:
         found = read_adapter(path).trained
     except AdapterError:
         return False
-    return (found.pair, found.phase) == (pair, SLOW)
+    return (found.pair, found.phase) == (pair, phase)
 
 
 def write_preview(adapter: Path, png: bytes) -> Path:

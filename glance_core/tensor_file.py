@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import AdapterError
+from .errors import AdapterError, NameTaken
 from .file_kinds import START, of_bytes
 
 PART = ".part"  # ends the name of what is still being written
@@ -99,7 +99,7 @@ def _wrong_size(path: Path, header: int, size: int) -> str | None:
 
 
 def write_new(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """A new file, there whole or not at all; `HASH` in its metadata becomes the hash of its tensors. Raises AdapterError where one of this
+    """A new file, there whole or not at all; `HASH` in its metadata becomes the hash of its tensors. Raises NameTaken where one of this
     name exists."""
     _write_new(path, lambda temporary: _save(temporary, tensors, metadata))
 
@@ -110,7 +110,7 @@ def write_new_bytes(path: Path, content: bytes) -> None:
 
 
 def _write_new(path: Path, save: Callable[[str], object]) -> None:
-    exists = AdapterError(f"{path} exists already and is not overwritten; choose another name")
+    exists = NameTaken(f"{path} exists already and is not overwritten; choose another name")
     if os.path.lexists(path):
         raise exists
 

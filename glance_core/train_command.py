@@ -84,18 +84,19 @@ def run(options: argparse.Namespace) -> None:
     files.sweep()
     keep_freed_memory()
     painter = Painter()
-    try:
-        done = train(painter, settings, examples, files)
-        choice = keep(painter, settings, done, options.held_out) if options.held_out else None
-        kept = choice.outcome if choice else done
-        verdict = judged(painter, settings, kept, options.judged)
-        whole: tuple[Path, ...] = ()
-        if choice and choice.kept != choice.whole.kept:
-            whole = write(done, settings, files.folder, f"{files.name}{WHOLE}", examples, choice=choice.whole)
-        pair = write(kept, settings, files.folder, files.name, examples, verdict, choice)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_stopped(files)) from None
-    files.remove()
+    with files.alone():
+        try:
+            done = train(painter, settings, examples, files)
+            choice = keep(painter, settings, done, options.held_out) if options.held_out else None
+            kept = choice.outcome if choice else done
+            verdict = judged(painter, settings, kept, options.judged)
+            whole: tuple[Path, ...] = ()
+            if choice and choice.kept != choice.whole.kept:
+                whole = write(done, settings, files.folder, f"{files.name}{WHOLE}", examples, choice=choice.whole)
+            pair = write(kept, settings, files.folder, files.name, examples, verdict, choice)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_stopped(files)) from None
+        files.remove()
     seconds, slow_steps = time.monotonic() - started, len(settings.way.split.slow)
     if options.json:
         print(json.dumps({

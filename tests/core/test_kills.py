@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 
 from glance_core.__main__ import main
-from glance_core.run_files import RUN_ENDS
+from glance_core.run_files import LOCK_END, RUN_ENDS
 from glance_core.schedule import SLOW
 
 KILLS = int(os.environ.get("GLANCE_KILLS", "4"))
@@ -92,7 +92,7 @@ def content(path):
 
 
 def finished(folder, whole):
-    assert sorted(path.name for path in folder.iterdir() if not path.name.endswith(".part")) == sorted(PAIR)
+    assert sorted(path.name for path in folder.iterdir() if not path.name.endswith((".part", LOCK_END))) == sorted(PAIR)
     for name in PAIR:
         assert content(folder / name) == content(whole / name)
 

@@ -22,6 +22,8 @@ import training
 from faults import AtLine, AtOperation, places
 from safetensors.torch import load_file
 
+from glance_core.run_files import RunFiles
+
 ASKED = os.environ.get("GLANCE_FAULTS")
 ERRORS = (RuntimeError, MemoryError, KeyboardInterrupt, torch.OutOfMemoryError, comfy.model_management.InterruptProcessingException)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
@@ -183,6 +185,16 @@ def test_a_run_interrupted_after_every_step_ends_with_the_bits_of_an_unbroken_on
     for phase in ("slow", "fast"):
         one, other = (load_file(loras / f"{name}_{phase}.safetensors") for name in ("unbroken", "broken"))
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_name_that_is_in_training_already_is_refused_before_anything_runs(model, loras, output):
+    before = tiny.state(model)
+    (output / "glance_training").mkdir(parents=True)
+    with RunFiles(output / "glance_training", "tiny").alone():
+        with pytest.raises(ValueError, match="a training under the name tiny is under way already"):
+            training.train(model, "flux")
+        assert left_on(model, before) == "" and training.files(loras) == []
+    assert training.files(output) == []
 
 
 def test_prompts_queued_one_behind_the_other_with_pairs_of_their_own_do_not_mix(model, loras):
