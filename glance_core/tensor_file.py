@@ -26,11 +26,38 @@ HASH = "(the SHA-256 of the tensors)".ljust(64, ".")  # stands for it in metadat
 _HEADER_LIMIT = 25_000_000  # bytes
 _MANY = 100_000  # tensors
 _LONGEST_NAME = 500  # characters of a tensor's name
+_TRIES = 100
 _READ_AGAIN = 2_000_000  # bytes of a damaged file's header that are parsed here to say what is wrong
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Every tensor (mapped from the disk, not copied) and the metadata of a safetensors file, after the checks that give a clear sentence."""
+    """Every tensor (mapped from the disk, not copied) and the metadata of a safetensors file, after the checks that give a clear sentence.
+
+    All of one file: safetensors opens it by its name more than once, and where another took that name meanwhile it is read again.
+    """
+    for _ in range(_TRIES):
+        before = _identity(path)
+        try:
+            found = _read(path)
+        except AdapterError:
+            if _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return found
+    raise AdapterError(f"{path.name}: another program writes it over and over; wait until it is done")
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Of the file that has this name now."""
+    try:
+        told = path.stat()
+    except (OSError, ValueError):
+        return None
+    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     size, start = _size_and_start(path)
     if size == 0:
         raise AdapterError(f"{path.name}: the file is empty; download it again")

@@ -1,5 +1,6 @@
 """Processes that train, write and read under the same names in one folder: nothing is lost, and nobody sees half a file."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -7,12 +8,14 @@ import time
 
 import pytest
 import rivals
+import torch
 
+from glance_core import tensor_file
 from glance_core.errors import TrainingError
 from glance_core.lora_file import check_pair, read_adapter
 from glance_core.run_files import LOCK_END, RunFiles
 from glance_core.schedule import FAST, SLOW
-from glance_core.tensor_file import read_tensors
+from glance_core.tensor_file import read_tensors, write_over
 
 PAIR = ["glance_tiny_fast.safetensors", "glance_tiny_slow.safetensors"]
 
@@ -57,6 +60,23 @@ def test_pairs_that_several_processes_write_under_one_name_are_all_kept_and_do_n
         assert fast_number == slow_number + 0.5
         numbers.add(slow_number)
     assert numbers == {100.0 * who + count for who in range(3) for count in range(8)}
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    """safetensors opens it once for the header and once more for the numbers."""
+    path, opened = tmp_path / "run.safetensors", tensor_file.safe_open
+    contents = iter(range(1, 3))
+
+    def replaced_meanwhile(*given, **more):
+        file = opened(*given, **more)
+        for count in itertools.islice(contents, 1):
+            write_over(path, {"a": torch.full((4,), float(count))}, {"count": str(count)})
+        return file
+
+    write_over(path, {"a": torch.zeros(4)}, {"count": "0"})
+    monkeypatch.setattr(tensor_file, "safe_open", replaced_meanwhile)
+    tensors, told = read_tensors(path)
+    assert told["count"] == "2" and tensors["a"].tolist() == [2.0] * 4
 
 
 def test_a_reader_beside_a_writer_never_sees_half_a_file(forked, tmp_path):
