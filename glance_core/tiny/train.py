@@ -14,10 +14,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 from torch.amp import autocast
 from torch.multiprocessing.spawn import start_processes
 
+from ..checkpoint import load_optimizer, load_run, optimizer_tensors, save_run, whole
+from ..errors import TrainingError
 from ..memory import keep_freed_memory
 from ..progress import Progress
 from ..tensor_file import write_new
@@ -54,6 +55,7 @@ class Settings:
     depth_single: int = 6
 
 
+CHECKPOINT = "checkpoint.safetensors"
 FILES = {"flux.": "glance_tiny_flux.safetensors", "text.": "glance_tiny_words.safetensors"}  # part of the model -> file
 
 
@@ -90,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--workers {options.workers} cannot share {settings.batch} pictures evenly; choose a divisor of it")
     options.out.mkdir(parents=True, exist_ok=True)
     _check(options.out, settings)
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the workers have nobody to speak to but each other
     with tempfile.TemporaryDirectory() as meeting:
         start_processes(_work, (settings, options, f"file://{meeting}/point"), settings.workers, start_method="spawn")  # type: ignore[no-untyped-call]
     return 0
@@ -98,10 +102,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(out: Path, settings: Settings) -> None:
     """End with one sentence where this folder holds another run, or one that is done. More steps than before are no other run: the
     rate rises to where it stands in the longer run, and falls to zero again."""
-    checkpoint = out / "checkpoint.pt"
+    checkpoint = out / CHECKPOINT
     if checkpoint.exists():
-        written = torch.load(checkpoint, weights_only=True)["settings"]
-        if {**written, "steps": 0} != {**asdict(settings), "steps": 0} or written["steps"] > settings.steps:
+        try:
+            with whole(checkpoint):
+                written = dict(load_run(checkpoint)[1]["settings"])
+                longer = written["steps"] > settings.steps
+        except TrainingError as error:
+            raise SystemExit(str(error)) from error
+        if longer or {**written, "steps": 0} != {**asdict(settings), "steps": 0}:
             raise SystemExit(f"{checkpoint} was written with other settings ({written}); choose another --out or the same settings")
     if (out / FILES["flux."]).exists():
         raise SystemExit(f"{out / FILES['flux.']} is there already; choose another --out to train anew, or move it away to train longer")
@@ -178,32 +187,32 @@ class Run:
         self.message /= self.settings.workers
         return float(self.message[0])
 
-    def _state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "average": self.average, "optimizers": [o.state_dict() for o in self.optimizers],
-                "step": self.step, "loss": self.loss, "seconds": self.seconds, "settings": asdict(self.settings)}  # fmt: skip
+    def _tensors(self) -> dict[str, Tensor]:
+        parts = {"model": self.model.state_dict(), "average": self.average}
+        parts |= {f"{number}": optimizer_tensors(optimizer) for number, optimizer in enumerate(self.optimizers)}
+        return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
     def save(self) -> None:
-        """A checkpoint under its final name only when whole, and a line in the log."""
+        """A checkpoint, and a line in the log."""
         self.seconds += time.monotonic() - self.since
         self.since = time.monotonic()
-        temporary = self.out / "checkpoint.part"
-        with open(temporary, "wb") as file:
-            torch.save(self._state(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.out / "checkpoint.pt")
+        facts = {"step": self.step, "loss": self.loss, "seconds": self.seconds, "settings": asdict(self.settings)}
+        save_run(self.out / CHECKPOINT, self._tensors(), facts)
         with open(self.out / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps({"step": self.step, "loss": round(self.loss, 5), "seconds": round(self.seconds)}) + "\n")
 
     def resume(self) -> None:
-        path = self.out / "checkpoint.pt"
+        path = self.out / CHECKPOINT
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average, self.step, self.loss, self.seconds = state["average"], state["step"], state["loss"], state["seconds"]
-        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(stored)
+        tensors, facts = load_run(path)
+        with whole(path):
+            self.model.load_state_dict(_part("model", tensors))
+            for name, value in self.average.items():
+                value.copy_(tensors[f"average/{name}"])
+            for number, optimizer in enumerate(self.optimizers):
+                load_optimizer(optimizer, _part(f"{number}", tensors))
+            self.step, self.loss, self.seconds = int(facts["step"]), float(facts["loss"]), float(facts["seconds"])
 
     def finish(self) -> None:
         """Write the averaged weights in half precision, the transformer and the words apart."""
@@ -212,6 +221,10 @@ class Run:
             weights = {name.removeprefix(part): value.half() for name, value in self.average.items() if name.startswith(part)}
             if not (self.out / file).exists():  # of a run that was killed between the two
                 write_new(self.out / file, weights, notes)
+
+
+def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}/"): value for name, value in tensors.items() if name.startswith(f"{part}/")}
 
 
 def _one_buffer(parameters: list[nn.Parameter]) -> Tensor:

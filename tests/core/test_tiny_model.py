@@ -178,7 +178,7 @@ def trained(tmp_path_factory):
 
 def test_a_killed_training_goes_on_where_it_was_and_ends_with_the_same_bits(tmp_path, trained):
     killed = _train(tmp_path / "killed")
-    while not (tmp_path / "killed" / "checkpoint.pt").exists():
+    while not (tmp_path / "killed" / "checkpoint.safetensors").exists():
         assert killed.poll() is None, killed.stderr.read()
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
