@@ -203,8 +203,8 @@ def parse_steps(text: str, teacher_steps: int = TEACHER_STEPS) -> Split:
 
 def parse_split(text: str) -> tuple[int, int]:
     """`5+5` as (5, 5)."""
-    words = text.split("+")
-    if len(words) != 2 or not all(w.strip().isascii() and w.strip().isdigit() and len(w) < 7 for w in words):
+    words = [word.strip() for word in text.split("+")]
+    if len(words) != 2 or not all(w.isascii() and w.isdigit() and len(w) < 7 for w in words):
         raise ScheduleError(f"split {text[:40]!r} is not of the form SLOW+FAST, for example {' or '.join(PRESETS)}")
     return int(words[0]), int(words[1])
 

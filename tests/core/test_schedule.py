@@ -128,6 +128,10 @@ def test_a_large_split_that_still_rises_is_walked():
     assert list(steps) == sorted(set(steps))
 
 
+def test_space_around_the_numbers_of_a_split_is_none_of_them():
+    assert parse_split(" 5 + 5\n") == parse_split("5\x1c+\u30005\x1e") == (5, 5)  # all that str.strip takes for space, and int does not
+
+
 @pytest.mark.parametrize("text", ["5", "5+", "a+b", "5+5+5", "-1+5", "+"])
 def test_a_bad_split_text_is_refused_with_the_text(text):
     with pytest.raises(ScheduleError) as refused:
