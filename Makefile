@@ -2,8 +2,9 @@ PYTHON ?= python3
 SECONDS_OF_TRAINING ?= 60
 WORKERS ?= 2
 FAULTS ?= all
+CASES ?= 100000
 
-.PHONY: test env demo-env lint demo bench faults
+.PHONY: test env demo-env lint demo bench faults fuzz
 
 test: env lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -29,3 +30,7 @@ bench: env
 	.venv/bin/python -m benchmarks.sampling
 	.venv/bin/python -m benchmarks.startup
 	.venv/bin/python -m benchmarks.quality
+
+fuzz: env
+	OMP_NUM_THREADS=1 GLANCE_CASES=$(CASES) .venv/bin/python -m pytest -q -s tests/core/test_fuzz.py
+	OMP_NUM_THREADS=1 .venv/bin/python tests/core/fuzz_reader.py -runs=$(CASES)

@@ -35,7 +35,7 @@ from strangers import (
 CASES = int(os.environ.get("GLANCE_CASES", "2000"))
 SECONDS, MEGABYTES = 5, 300  # at most for a case, and beyond what the process had for all
 tally: Counter[str] = Counter()
-took: Counter[str] = Counter()
+came_through: Counter[str] = Counter()
 
 
 def peak():
@@ -48,7 +48,7 @@ def summary():
     began, before = time.monotonic(), peak()
     yield
     for name, cases in tally.items():
-        print(f"{name:38s} {cases:7d} cases, {took[name] / cases:4.0%} of them accepted")
+        print(f"{name:38s} {cases:7d} cases, {came_through[name] / cases:4.0%} of them accepted")
     print(
         f"{sum(tally.values())} cases in {time.monotonic() - began:.0f} s, {peak()} MB at the most, {peak() - before} of them for the cases"
     )
@@ -77,7 +77,7 @@ def fuzzed(share, **drawn):
             came = check(*fixtures, **values)
             assert time.process_time() - began < SECONDS
             tally[check.__name__] += 1
-            took[check.__name__] += bool(came)
+            came_through[check.__name__] += bool(came)
 
         return test
 
