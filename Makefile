@@ -4,7 +4,7 @@ WORKERS ?= 2
 FAULTS ?= all
 CASES ?= 100000
 
-.PHONY: test env demo-env lint demo bench faults fuzz
+.PHONY: test env demo-env lint demo bench faults fuzz tools-env audit
 
 test: env lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -20,6 +20,9 @@ lint: env
 demo-env:
 	@$(PYTHON) tests/env/bootstrap.py demo
 
+tools-env:
+	@$(PYTHON) tests/env/bootstrap.py tools
+
 demo: demo-env
 	.venv/bin/python -m glance_core demo --seconds $(SECONDS_OF_TRAINING)
 
@@ -34,3 +37,6 @@ bench: env
 fuzz: env
 	OMP_NUM_THREADS=1 GLANCE_CASES=$(CASES) .venv/bin/python -m pytest -q -s tests/core/test_fuzz.py
 	OMP_NUM_THREADS=1 .venv/bin/python tests/core/fuzz_reader.py -runs=$(CASES)
+
+audit: tools-env
+	.venv/bin/python tests/env/audit.py

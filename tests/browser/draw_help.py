@@ -1,6 +1,6 @@
 """Draw the small graph on each help page: the node as it is today, and what is usually wired to it.
 
-    /tmp/browser_venv/bin/python tests/browser/draw_help.py http://127.0.0.1:8188    (run_workflow.py says how to get playwright and a server)
+    ~/browser_venv/bin/python tests/browser/draw_help.py http://127.0.0.1:8188    (run_workflow.py says how to get playwright and a server)
 
 Writes web/docs/pictures/<NodeId>.jpg, and drawn.json with the names that the pictures show; to be run again when they change (tests/host/test_help.py
 compares them with the nodes).

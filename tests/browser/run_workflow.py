@@ -1,7 +1,7 @@
 """Open one of the pack's templates in ComfyUI as a user would, press Run, and keep a screenshot once its pictures are there (--open: do not run it).
 
-    python -m venv /tmp/browser_venv && /tmp/browser_venv/bin/pip install playwright    (it drives the system's Chromium)
-    /tmp/browser_venv/bin/python tests/browser/run_workflow.py http://127.0.0.1:8188 --out /tmp/glance_tiny.png
+    python -m venv ~/browser_venv && ~/browser_venv/bin/pip install playwright    (it drives the system's Chromium)
+    ~/browser_venv/bin/python tests/browser/run_workflow.py http://127.0.0.1:8188 --out glance_tiny.png
 
 The server runs with the pack as custom_nodes/glance; another folder name goes into --pack. The picture that the
 templates browser shows is made with --canvas --size 1280x697 --out workflows/glance_tiny.jpg, and with --open for those

@@ -1,4 +1,5 @@
-"""Make .venv hold everything the tests need, or with `demo` only what the demo does; run again whenever, it does nothing where nothing changed.
+"""Make .venv hold everything the tests need, or with `demo` only what the demo does, or with `tools` what the checks of the supply chain, of coverage
+and by mutants need as well; run again whenever, it does nothing where nothing changed. Versions are those of constraints.txt.
 
 For the tests, with a ComfyUI at hand (tests/host/comfyui.py says where it is looked for), its requirements are installed too.
 """
@@ -15,6 +16,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
 PYTHON = BIN / "python"
 PINNED = [HERE / "demo.txt", HERE / "requirements.txt"]
+CONSTRAINTS = HERE / "constraints.txt"
 COMPANIONS = {"torchvision": "0.28.0", "torchaudio": "2.11.0"}  # of the torch in demo.txt, installed without their CUDA
 
 sys.path.insert(0, str(HERE.parent / "host"))
@@ -28,18 +30,20 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
     if sys.argv[1:] == ["demo"]:
         install("demo", [HERE / "demo.txt"])
-    else:
-        install("tests", PINNED, comfyui.find())
+        return
+    install("tests", PINNED, comfyui.find())
+    if sys.argv[1:] == ["tools"]:
+        install("tools", [HERE / "tools.txt"])
 
 
 def install(goal: str, pinned: list[Path], host: Path | None = None) -> None:
     """Into .venv, unless it was done from these very files."""
-    files = [*pinned, *([host / "requirements.txt"] if host else []), Path(__file__)]
+    files = [*pinned, CONSTRAINTS, *([host / "requirements.txt"] if host else []), Path(__file__)]
     stamp, state = VENV / f"glance-{goal}-installed", hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     if stamp.exists() and stamp.read_text() == state:
         return
     print(f"installing into .venv what is needed for the {goal} (several minutes the first time)", flush=True)
-    pip(*(word for file in pinned for word in ("-r", file)))
+    pip(*(word for file in pinned for word in ("-r", file)), "-c", CONSTRAINTS)
     if host:
         print(f"ComfyUI at hand: {host}", flush=True)
         install_comfyui_requirements(host / "requirements.txt")
