@@ -30,9 +30,7 @@ faults: env
 	GLANCE_FAULTS=$(FAULTS) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -rP tests/host/test_faults.py -k "no_fault"
 
 bench: env
-	.venv/bin/python -m benchmarks.sampling
-	.venv/bin/python -m benchmarks.startup
-	.venv/bin/python -m benchmarks.quality
+	.venv/bin/python -m benchmarks.report --measure $(BENCHMARKS)
 
 fuzz: env
 	OMP_NUM_THREADS=1 GLANCE_CASES=$(CASES) .venv/bin/python -m pytest -q -s tests/core/test_fuzz.py
