@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +101,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     file_kinds.refuse_without_lora(path.name, tensors)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     sources: dict[str, str] = {}
-    styles: Counter[str] = Counter()
+    styles: set[str] = set()
     text_encoder, skipped = 0, []
     for key, tensor in tensors.items():
         if names.is_text_encoder(key):
@@ -121,7 +120,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
         roles[parsed.role] = tensor
         sources[parsed.module] = parsed.source
         if parsed.role == names.DOWN:
-            styles[parsed.style] += 1
+            styles.add(parsed.style)
     for module in [m for m, roles in parts.items() if roles.keys() == {names.ALPHA}]:  # no LoRA's: other layers have an alpha too
         del parts[module]
         skipped.append(f"{sources[module]}.alpha")
