@@ -4,7 +4,7 @@ WORKERS ?= 2
 FAULTS ?= all
 CASES ?= 100000
 
-.PHONY: test env demo-env lint demo bench faults fuzz tools-env audit
+.PHONY: test env demo-env lint demo bench faults fuzz tools-env audit coverage mutants
 
 test: env lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -38,3 +38,13 @@ fuzz: env
 
 audit: tools-env
 	.venv/bin/python tests/env/audit.py
+
+# The file that is too large for its disk would be coverage's own.
+coverage: tools-env
+	.venv/bin/coverage erase
+	OMP_NUM_THREADS=1 .venv/bin/coverage run -m pytest tests/core -q --deselect tests/core/test_lora_file.py::test_a_disk_that_is_really_full_is_one_sentence
+	.venv/bin/coverage combine -q
+	.venv/bin/coverage report
+
+mutants: tools-env
+	OMP_NUM_THREADS=1 .venv/bin/python tests/env/mutants.py
