@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import AdapterError
 
@@ -31,46 +32,50 @@ else:
 def locked(path: Path) -> Iterator[bool]:
     """Whether the lock is ours, for as long as we are inside; the file is made for it, and gone afterwards. On a file system without locks it
     is ours, and the log says that nobody else is kept out. Raises AdapterError where no file can be made."""
-    handle = _taken(path)
-    if handle is None:
+    file = _taken(path)
+    if file is None:
         yield False
         return
-    try:
-        yield True
-    finally:
-        if sys.platform != "win32":  # while it is ours: whoever opened it before finds out that it lost its name
-            path.unlink(missing_ok=True)
-        os.close(handle)
-        if sys.platform == "win32":  # where an open file keeps its name
-            with contextlib.suppress(OSError):
-                path.unlink()
+    with file:
+        try:
+            yield True
+        finally:
+            if sys.platform != "win32":  # while it is ours: whoever opened it before finds out that it lost its name
+                _unlink(path)
+    if sys.platform == "win32":  # where an open file keeps its name
+        _unlink(path)
 
 
-def _taken(path: Path) -> int | None:
-    """The open, locked file of this very path; None where another has it."""
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a file left behind is locked by nobody
+        path.unlink()
+
+
+def _taken(path: Path) -> BinaryIO | None:
+    """The open, locked file of this very path; None where another has it. An object, that lets go wherever an interrupt drops it."""
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = open(path, "ab")  # noqa: SIM115  closed where the lock ends
         except OSError as error:
             raise AdapterError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder or name") from error
         try:
-            _lock(handle)
+            _lock(file.fileno())
         except OSError as error:
             if error.errno in _HELD:
-                os.close(handle)
+                file.close()
                 return None
             logging.getLogger("glance").warning(
                 "Glance: %s cannot be locked (%s); let no other training of this name run there", path, error.strerror
             )
-            return handle
-        if _is_at(handle, path):
-            return handle
-        os.close(handle)
+            return file
+        if _is_at(file, path):
+            return file
+        file.close()
 
 
-def _is_at(handle: int, path: Path) -> bool:
+def _is_at(file: BinaryIO, path: Path) -> bool:
     """Whether the path still leads to the open file: its former holder may have removed it meanwhile."""
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
