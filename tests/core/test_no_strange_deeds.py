@@ -33,6 +33,7 @@ EXCEPTIONS = {"glance_core/tiny/train.py": {"torch.distributed", "torch.multipro
 # Where files are written, made or removed. Whoever adds to it says why; all but these go through `tensor_file`.
 WRITERS = {
     "glance_core/tensor_file.py",  # adapters, previews, checkpoints: atomically
+    "glance_core/file_lock.py",  # the lock of a training, gone with it
     "glance_core/lora_write.py",  # makes the folder that was asked for
     "glance_core/run_files.py",  # removes finished runs and what kills left
     "glance_core/pictures.py",  # the pictures of the demo

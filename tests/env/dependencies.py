@@ -75,12 +75,17 @@ def _requires(package: Distribution, extras: set[str]) -> Iterator[Requirement]:
 
 
 def licence(name: str) -> str:
-    """As the package's own metadata say: its SPDX expression, else its classifiers, else its field."""
+    """As the package's own metadata say: its SPDX expression, else its classifiers, else its field, else the title of its licence's text."""
     told = distribution(name).metadata
     classifiers = [line.split(" :: ")[-1] for line in told.get_all("Classifier", []) if line.startswith("License :: ")]
     stated = told.get("License-Expression") or " AND ".join(SPELLED.get(each, each) for each in classifiers)
-    first = (told.get("License") or "none stated").strip().splitlines()[0]
+    first = (told.get("License") or _titled(distribution(name)) or "none stated").strip().splitlines()[0]
     return stated or SPELLED.get(first, first)
+
+
+def _titled(package: Distribution) -> str | None:
+    texts = (file.read_text() for file in package.files or () if file.name.startswith("LICENSE"))
+    return "Apache-2.0" if any(re.match(r"\s*Apache License\s+Version 2\.0", text) for text in texts) else None
 
 
 def words(expression: str) -> set[str]:
