@@ -1,12 +1,16 @@
 """A real server: main.py --cpu, the pack in custom_nodes, graphs over HTTP."""
 
 import json
+import subprocess
+import sys
 import time
 
 import adapters
 import pytest
 import tiny
 import torch
+from example_files import EXAMPLES
+from PIL import Image
 from real_server import Server, folder
 from safetensors.torch import save_file
 
@@ -125,3 +129,28 @@ def test_what_only_the_files_or_the_model_can_tell_is_one_sentence(server, wrong
     (error,) = [message[1] for message in ended["status"]["messages"] if message[0] == "execution_error"]
     assert shown in error["exception_message"]
     assert "\n" not in error["exception_message"].strip()
+
+
+@pytest.mark.parametrize(
+    "prompts, told, code",
+    [("a large red star\na small blue ring\na large green heart\n", "3 of 3 graphs done", 0), ("a purple cow\n", "cow", 2)],
+)
+def test_the_script_spreads_a_file_of_prompts_over_the_servers_that_answer(server, prompts, told, code, tmp_path):
+    (tmp_path / "prompts.txt").write_text(prompts)
+    addresses = [f"http://127.0.0.1:{port}" for port in (9, server.port)]  # nothing listens on the first
+    command = [
+        EXAMPLES / "pictures_on_servers.py",
+        EXAMPLES / "glance_tiny_api.json",
+        tmp_path / "prompts.txt",
+        "--into",
+        "6.prompt",
+        "--seed",
+        "3.seed",
+    ]
+    servers = [word for address in addresses for word in ("--server", address)]
+    done = subprocess.run([sys.executable, *command, *servers, "--out", tmp_path / "out"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code and told in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert f"gone: {addresses[0]}" in done.stderr
+    pictures = sorted((tmp_path / "out").glob("*.png"))
+    assert [path.name[:6] for path in pictures] == [f"{number:05d}_" for number in range(3 if code == 0 else 0)]
+    assert len({Image.open(path).tobytes() for path in pictures}) == len(pictures)
