@@ -106,16 +106,16 @@ def test_a_configuration_counts_only_beside_the_file_that_peft_names(tmp_path):
     assert read(tmp_path, low_rank(ONE), name="adapter_model.safetensors").factors[ONE].scale == 1.0
 
 
-def test_a_pattern_is_matched_up_to_the_length_and_the_repeats_that_are_safe(tmp_path):
-    longest = "x" * 198 + ".*"
-    module = "m" * 195 + ".to_q"
-    found = read(tmp_path, low_rank(module), peft(lora_alpha=4, alpha_pattern={longest: 2, "m*m*m*.to_q": 8}))
-    assert len(module) == len(longest) == 200 and found.factors[module].alpha == 8.0
-    said = f"a.safetensors: {'y' * 60!r} in PEFT's alpha_pattern cannot be read (it could take for ever); write the modules' names in its place"
-    for modules, pattern in (((ONE,), "y" * 201), (("m" * 196 + ".to_q",), "y" * 60)):
-        with pytest.raises(AdapterError) as refused:
-            read(tmp_path, low_rank(*modules), peft(lora_alpha=4, alpha_pattern={pattern: 2}))
-        assert str(refused.value) == said
+def test_a_pattern_is_matched_up_to_the_length_that_is_safe(tmp_path):
+    longest, module = "x" * 198 + ".*", "m" * 195 + ".to_q"
+    found = read(tmp_path, low_rank(module), peft(lora_alpha=4, alpha_pattern={longest: 2, "m*.to_q": 8}))
+    assert len(longest) == 200 and found.factors[module].alpha == 8.0
+    with pytest.raises(AdapterError) as refused:
+        read(tmp_path, low_rank(ONE), peft(lora_alpha=4, alpha_pattern={"y" * 201: 2}))
+    assert (
+        str(refused.value)
+        == f"a.safetensors: {'y' * 60!r} in PEFT's alpha_pattern cannot be read (it could take for ever); write the modules' names in its place"
+    )
 
 
 @pytest.mark.parametrize("down, up", [((1, 6), (5, 1)), ((4, 6, 3, 3), (5, 4, 1, 1)), ((4, 6, 1), (5, 4, 1))])

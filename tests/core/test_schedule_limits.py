@@ -29,7 +29,7 @@ REFUSED = [
     (lambda: STEEP.at(31), "31 tokens are too many for a ladder; make the picture smaller"),
     (lambda: image_tokens(15, 64), "an image of 15x64 pixels has no 16x16 patch; give at least 16x16"),
     (lambda: image_tokens(-16, -16), "an image of -16x-16 pixels has no 16x16 patch; give at least 16x16"),
-    (lambda: shifted_ladder(0, 3.0), "a teacher ladder needs at least 1 step, got 0"),
+    (lambda: shifted_ladder(0, 3.0), "a teacher ladder needs at least 1 step and at most 10000, got 0"),
     (lambda: shifted_ladder(2, 0.0), "shift must be a positive number, got 0.0"),
     (lambda: teacher_ladder("flux", tokens=0), "the flux ladder depends on the picture's size: tokens must be at least 1, got 0"),
     (lambda: teacher_ladder("shift"), "the shift ladder needs a shift, for example 3.0"),

@@ -63,7 +63,7 @@ def test_branches_are_where_the_model_is():
 
 def test_a_switch_that_is_not_installed_says_so_and_takes_a_choice_for_nothing():
     switch = PhaseSwitch(PhaseWeights([{"it": [low_rank(5, 6)]}], torch.float32))
-    assert (switch.installed, switch.phase, switch.never_called) == (False, None, ())
+    assert (switch.installed, switch.phase) == (False, None)
     switch.select(0)
     switch.remove()
     assert not switch.installed and switch.phase is None
