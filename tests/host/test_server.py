@@ -9,10 +9,10 @@ import adapters
 import pytest
 import tiny
 import torch
-from example_files import EXAMPLES
 from PIL import Image
 from real_server import Server, folder
 from safetensors.torch import save_file
+from scale_scripts import SCRIPTS
 
 CONDITIONING_NODE = """
 import torch
@@ -139,8 +139,8 @@ def test_the_script_spreads_a_file_of_prompts_over_the_servers_that_answer(serve
     (tmp_path / "prompts.txt").write_text(prompts)
     addresses = [f"http://127.0.0.1:{port}" for port in (9, server.port)]  # nothing listens on the first
     command = [
-        EXAMPLES / "pictures_on_servers.py",
-        EXAMPLES / "glance_tiny_api.json",
+        SCRIPTS / "pictures_on_servers.py",
+        SCRIPTS / "glance_tiny_api.json",
         tmp_path / "prompts.txt",
         "--into",
         "6.prompt",

@@ -61,6 +61,12 @@ def test_a_definition_with_an_input_that_the_host_does_not_have_is_refused(host_
         graph.node("VAEDecode", (0, 0), (300, None), samples=vae, vae=vae)
 
 
+def test_no_other_folder_is_taken_for_templates():
+    """ComfyUI serves the first of these that is there, and then no file of any other."""
+    names = ("example_workflows", "example", "examples", "workflow", "workflows")
+    assert [name for name in names if (comfyui.PACK / name).exists()] == ["workflows"]
+
+
 def test_a_workflow_has_a_picture_of_the_same_name(path):
     picture = path.with_suffix(".jpg").read_bytes()
     assert picture.startswith(b"\xff\xd8\xff") and len(picture) < 250_000

@@ -1,8 +1,8 @@
 """Many pairs on a Ray cluster: every line of a file is the options of one `python -m glance_core train`, and runs as one Ray task.
 
     pip install "ray==2.60.0"                            (beside torch; it brings none of its own)
-    python examples/ray_pairs.py pairs.txt --out pairs              on this machine, as many at once as it has cores for
-    python examples/ray_pairs.py pairs.txt --out /shared/pairs --address auto --gpus 1
+    python docs/scale/ray_pairs.py pairs.txt --out pairs              on this machine, as many at once as it has cores for
+    python docs/scale/ray_pairs.py pairs.txt --out /shared/pairs --address auto --gpus 1
 
 Ray places the tasks and starts one again whose worker or machine died; the training itself goes on from its last checkpoint in --out, which
 therefore has to be a folder that every machine sees. A line is, for example: --name cats --prompts cats.txt --seed 1
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import ray
 
-PACK = Path(__file__).resolve().parents[1]
+PACK = Path(__file__).resolve().parents[2]
 
 
 @ray.remote

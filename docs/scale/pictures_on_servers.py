@@ -1,6 +1,6 @@
 """Many pictures, or many trainings, on several ComfyUI servers: one graph for every line of a file, each server working through a queue of its own.
 
-    python examples/pictures_on_servers.py graph.json prompts.txt --into 6.text --seed 3.seed --server http://gpu1:8188 --server http://gpu2:8188
+    python docs/scale/pictures_on_servers.py graph.json prompts.txt --into 6.text --seed 3.seed --server http://gpu1:8188 --server http://gpu2:8188
 
 graph.json is a workflow saved by *Export (API)*; NODE.INPUT says where a line goes, and a seed that counts up. Each server is kept two graphs ahead,
 so that a slow one gets fewer. What a server that has gone away held is given to the others. Files that the graphs save are fetched into --out.
