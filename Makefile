@@ -3,8 +3,9 @@ SECONDS_OF_TRAINING ?= 60
 WORKERS ?= 2
 FAULTS ?= all
 CASES ?= 100000
+SECONDS ?= 120
 
-.PHONY: test env demo-env lint demo bench faults fuzz tools-env audit coverage mutants
+.PHONY: test env demo-env lint demo bench faults soak fuzz tools-env audit coverage mutants
 
 test: env lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -28,6 +29,9 @@ demo: demo-env
 
 faults: env
 	GLANCE_FAULTS=$(FAULTS) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -rP tests/host/test_faults.py -k "no_fault"
+
+soak: env
+	GLANCE_RUNS=500 GLANCE_SOAK=$(SECONDS) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -rP tests/host/test_many_runs.py tests/host/test_soak.py
 
 bench: env
 	.venv/bin/python -m benchmarks.report --measure $(BENCHMARKS)

@@ -23,9 +23,9 @@ def folder(base):
 
 
 class Server:
-    """ComfyUI in a process of its own on a free port, its files below `base`."""
+    """ComfyUI in a process of its own on a free port, its files below `base`; options are further ones of its command line."""
 
-    def __init__(self, base):
+    def __init__(self, base, *options):
         self.base = base
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -33,7 +33,7 @@ class Server:
         self.log = open(base / "server.log", "wb")  # noqa: SIM115  closed in stop()
         self.process = subprocess.Popen(
             [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base),
-             "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"],
+             "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:", *options],
             cwd=conftest.FOUND, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}, stdout=self.log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         for _ in range(600):
