@@ -5,13 +5,16 @@ Imports run code too, so everything is done once before one watches. What Rust a
 
 import os
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 _STRANGE = (
-    "pickle.", "marshal.loads", "exec", "compile", "code.__new__", "function.__new__", "socket.", "urllib.", "http.client.", "ftplib.", "smtplib.", "poplib.",
+    "pickle.", "marshal.loads", "socket.", "urllib.", "http.client.", "ftplib.", "smtplib.", "poplib.",
     "imaplib.", "telnetlib.", "webbrowser.", "subprocess.", "os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "os.startfile", "pty.",
 )  # fmt: skip
+_CODE = ("exec", "compile", "code.__new__", "function.__new__")
+_LIBRARY = tuple(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
 # Of the event's arguments: those that are paths, and where it has one the folder's descriptor that they are relative to.
 _WRITES = {
     "os.mkdir": ((0,), 2), "os.remove": ((0,), 1), "os.rmdir": ((0,), 1), "os.rename": ((0, 1), 2), "os.link": ((0, 1), 2), "os.symlink": ((1,), 2),
@@ -21,9 +24,11 @@ _FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Deeds:
-    """Strange deeds while `watching`; to write below one of `allowed` is none."""
+    """Strange deeds while `watching`; to write below one of `allowed` is none. ours: where a host runs too, which makes code of its own
+    (named tuples, say), code counts that is made for a file below here."""
 
-    def __init__(self, allowed):
+    def __init__(self, allowed, ours=None):
+        self.ours = ours and os.path.realpath(ours)
         self.allowed = [Path(os.path.realpath(folder)) for folder in (*allowed, tempfile.gettempdir())]
         self.watching, self.strange, self.seen = False, [], 0
         sys.addaudithook(self._heard)
@@ -34,13 +39,24 @@ class Deeds:
         self.watching = False  # what is done to find out is no deed
         try:
             self.seen += 1
-            if event.startswith(_STRANGE):
+            if event.startswith(_STRANGE) or (event in _CODE and (self.ours is None or _maker().startswith(self.ours + os.sep))):
                 self.strange.append(f"{event} {arguments!r:.200}")
             for path in _written(event, arguments):
                 if not any(Path(os.path.realpath(path)).is_relative_to(folder) for folder in self.allowed) and path != os.devnull:
                     self.strange.append(f"{event} {path}")
         finally:
             self.watching = True
+
+
+def _maker():
+    """The file that asked for it: the nearest that is neither this one nor in the standard library."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = os.path.realpath(frame.f_code.co_filename)
+        if os.path.isabs(frame.f_code.co_filename) and ("site-packages" in file or not file.startswith(_LIBRARY)):
+            return file
+        frame = frame.f_back
+    return ""
 
 
 def _written(event, arguments):
