@@ -41,3 +41,14 @@ def test_the_files_it_offers_are_those_a_workflow_names():
 
 def test_an_install_brings_no_torch():
     assert not [wanted for wanted in PROJECT["project"]["dependencies"] if wanted.startswith("torch")]
+
+
+def test_the_source_is_text_that_windows_reads_by_its_own_page_too():
+    """comfy-test refuses a pack whose Python files are not; escapes say the rest."""
+    strange = [
+        path.name
+        for path in ROOT.rglob("*.py")
+        if not {".venv", "mutants"} & set(path.parts)
+        and any(not char.encode("cp1252", "ignore") for char in set(path.read_text(encoding="utf-8")))
+    ]
+    assert strange == []

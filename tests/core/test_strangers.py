@@ -220,7 +220,7 @@ def test_names_that_lead_out_of_a_folder_are_names_of_modules_and_no_paths(tmp_p
         "~root",
         "$HOME",
         "%TEMP%",
-        "ﬁle",
+        "\ufb01le",
         "é",
         "e\u0301",
         "..",

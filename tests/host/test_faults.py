@@ -22,6 +22,7 @@ import torch
 import training
 from faults import AtLine, AtOperation, places
 from safetensors.torch import load_file
+from torch.nn import Linear
 
 from glance_core.run_files import RunFiles
 
@@ -223,7 +224,7 @@ def test_only_layers_that_were_never_called_are_said_to_have_no_effect(when, lor
     """Also where the host took the branches off and put them back in the middle, or after the last step."""
     model = tiny.build("flux", depth=1, depth_single_blocks=1)
     block = model.model.diffusion_model.double_blocks[0]
-    block.register_module("unused", torch.nn.Linear(8, 8).requires_grad_(False))
+    block.register_module("unused", Linear(8, 8).requires_grad_(False))
     with_pair = pack.load_pair(model, *adapters.save_pair(model, loras))[0]
 
     def renew(step, *_):

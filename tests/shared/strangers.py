@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import Linear
 
 from glance_core import file_kinds
 from glance_core.adapter_metadata import read_trained, written_metadata
@@ -158,7 +159,7 @@ class _Net(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.one = nn.Linear(2, 2)
+        self.one = Linear(2, 2)
 
     def forward(self, x, sigma, rows):
         return self.one(x)
