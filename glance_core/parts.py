@@ -43,20 +43,23 @@ class Choice:
         return replace(self, outcome=self.trained, kept=parts, verdict=replace(self.verdict, pair=self.tried[parts]))
 
     @property
+    def dropped(self) -> Parts:
+        """The trained parts that are not kept."""
+        return tuple(part for part in max(self.tried, key=len) if part not in self.kept)
+
+    @property
     def names(self) -> str:
         """The kept parts, for a reader."""
         return named(self.kept)
 
     def __str__(self) -> str:
-        whole = self.whole
-        if self.kept == whole.kept:
+        if not self.dropped:
             return f"{self.verdict}; kept {self.names}"
-        beside = replace(whole.verdict, base=self.verdict.pair)
+        beside = replace(self.whole.verdict, base=self.verdict.pair)
         if not self.kept:
             typical = f", {beside.typical:+.2f} dB without the fifths that differ most" if len(beside.pair) > 4 else ""
             return f"NOTHING OF IT HELPED, so the files have no effect: all that was trained comes to {beside.difference} on {beside.examples}{typical}"
-        dropped = named(tuple(part for part in whole.kept if part not in self.kept))
-        return f"{self.verdict}; kept {self.names}, not {dropped}: all that was trained comes to {beside.difference} beside it"
+        return f"{self.verdict}; kept {self.names}, not {named(self.dropped)}: all that was trained comes to {beside.difference} beside it"
 
 
 def named(parts: Parts) -> str:

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
             kept = choice.outcome if choice else done
             verdict = judged(painter, settings, kept, options.judged)
             whole: tuple[Path, ...] = ()
-            if choice and choice.kept != choice.whole.kept:
+            if choice and choice.dropped:
                 whole = write(done, settings, files.folder, f"{files.name}{WHOLE}", examples, choice=choice.whole)
             pair = write(kept, settings, files.folder, files.name, examples, verdict, choice)
         except KeyboardInterrupt:

@@ -83,7 +83,7 @@ def train(plan: Plan, live: Live) -> Result:
     with plan.keep.alone():
         glue.run(plan.model, plan.positive, plan.negative, plan.latents, plan.settings.seed, plan.offload, _room(plan), work)
         ((choice, history, speed, taught, picture),) = found
-        whole = () if choice.kept == choice.whole.kept else _write(plan, choice.whole, plan.keep.folder, f"{plan.name}{WHOLE}", once=True)
+        whole = _write(plan, choice.whole, plan.keep.folder, f"{plan.name}{WHOLE}", once=True) if choice.dropped else ()
         files = _write(plan, choice, plan.folder, plan.name)
         plan.keep.remove()  # before the pictures: a kill from here on costs no more than them
     return Result(files, whole, choice, history, time.monotonic() - started, speed, taught, _write_previews(files, picture))
