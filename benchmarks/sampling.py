@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import report_tables
 from benchmarks.process import boot, comfyui, last_line, most_resident
 from glance_core.targets import chosen
 
@@ -27,9 +28,9 @@ METHODS = ("base", "phase_split", "chained", "core_hooks", "core_bypass")
 EXPLAINED = {
     "base": "PhaseSplitSampler on the bare model",
     "phase_split": "LoadGlanceLoRA + PhaseSplitSampler",
-    "chained": "two samplers, a LoRA merged for each",
-    "core_hooks": "LoRA hooks with keyframes",
-    "core_bypass": "bypass LoRA; one adapter for all steps, it cannot switch",
+    "chained": "load_lora_for_models twice, a sampling of each half",
+    "core_hooks": "create_hook_lora with keyframes on the conditioning, one sampling",
+    "core_bypass": "load_bypass_lora_for_models with Slow for all steps",
 }
 
 
@@ -245,20 +246,6 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
-def table(rows: list[dict]) -> str:
-    lines = [
-        f"{'method':18s} {'ratio to base (min .. max)':28s} {'seconds':>8s} {'switch ms':>10s} {'gap ms':>9s} {'extra MB':>9s} {'pair MB':>8s}  what it is"
-    ]
-    for row in rows:
-        ratio = f"{row['ratio_to_base']:.3f} ({row['ratio_spread'][0]:.3f} .. {row['ratio_spread'][1]:.3f})"
-        switch = "-" if row["switch_ms"] is None else f"{row['switch_ms']:.4f}"
-        what = EXPLAINED[row["method"].split("/")[0]]
-        lines.append(
-            f"{row['method']:18s} {ratio:28s} {row['seconds']:8.2f} {switch:>10s} {row['gap_ms']:9.1f} {row['extra_mb']:9.1f} {row['pair_mb']:8.1f}  {what}"
-        )
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
@@ -280,9 +267,10 @@ def main() -> int:
         print(json.dumps({"machine": machine(), "rows": rows}))
     else:
         print(
-            f"{machine()}; one Qwen-Image block of {rows[0]['parameters'] / 1e6:.0f} M parameters, 1024 image tokens, rank {RANK}, 10 steps"
+            f"{machine()}; one Qwen-Image block of {rows[0]['parameters'] / 1e6:.0f} M parameters, 1024 image tokens, rank {RANK}, 10 steps\n"
         )
-        print(table(rows))
+        print(report_tables.sampling({"rows": rows}), end="\n\n")
+        print("\n".join(f"{report_tables.SAMPLED[method]}: {EXPLAINED[method]}" for method in METHODS))
     return 0
 
 

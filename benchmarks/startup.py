@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from . import report_tables
 from .process import ROOT, comfyui
 from .sampling import machine
 
@@ -50,7 +51,8 @@ def main() -> int:
             for pack, each in bases.items():
                 runs[pack].append(start(host, each))
     rows = [row(pack, runs[pack], runs["none"]) for pack in PACKS]
-    print(json.dumps({"machine": machine(), "rounds": options.rounds, "rows": rows}) if options.json else table(rows, options.rounds))
+    found = {"machine": machine(), "rounds": options.rounds, "rows": rows}
+    print(json.dumps(found) if options.json else f"{report_tables.startup(found)} {found['machine']}.")
     return 0
 
 
@@ -93,17 +95,6 @@ def row(pack: str, runs: list[dict], without: list[dict]) -> dict:
         "cpu_added_range": [round(added[0], 2), round(added[-1], 2)],
         "loading": round(statistics.median(loading), 2) if loading else None,
     }
-
-
-def table(rows: list[dict], rounds: int) -> str:
-    lines = ["| pack | start, s | CPU, s | added to none, CPU s (min .. max) | loading, as ComfyUI says, s |", "|---|---|---|---|---|"]
-    for each in rows:
-        low, high = each["cpu_added_range"]
-        loading = "-" if each["loading"] is None else f"{each['loading']:.2f}"
-        lines.append(
-            f"| {each['pack']} | {each['seconds']:.2f} | {each['cpu_seconds']:.2f} | {each['cpu_added']:+.2f} ({low:+.2f} .. {high:+.2f}) | {loading} |"
-        )
-    return "\n".join([*lines, "", f"Medians of {rounds} starts of each, in turn; {machine()}."])
 
 
 if __name__ == "__main__":

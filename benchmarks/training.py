@@ -1,7 +1,8 @@
 """What a training step costs: this pack beside ComfyUI's own TrainLoraNode and a plain PEFT loop, on the same models.
 
 Every Linear gets a LoRA of the same rank; batch 1, the same latents and caption, AdamW, computed in fp32. TrainLoraNode trains norms and
-biases too and draws its own noise. Each round runs every method once, in turn; ratios are to this pack's run of the same round.
+biases too and draws its own noise. Each round runs every method once, in turn; ratios are to this pack's run of the same round. What is a
+quarter slower in each of five rounds is left out of the others.
 
     python -m benchmarks.training [--json] [--rounds 5]
     python -m benchmarks.training --method ours peft --rounds 25      (what comes out near 1 wants more rounds)
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from benchmarks import report_tables
 from benchmarks.process import boot, last_line, most_resident
 from benchmarks.sampling import machine
 from benchmarks.trainers import METHODS, Bench, Case, Run
@@ -27,6 +29,7 @@ EXPLAINED = {
     "core": "TrainLoraNode",
     "core_bypass": "TrainLoraNode with bypass_mode",
 }
+ENOUGH, SLOWER = 5, 1.25  # rounds after which a rival slower by this factor in each of them is left out of the others
 WIDE = {"num_layers": 1, "num_attention_heads": 24}
 DEEP = {"num_layers": 4, "num_attention_heads": 4}
 FLUX = {"hidden_size": 512, "num_heads": 4, "depth": 1, "depth_single_blocks": 2}
@@ -52,17 +55,26 @@ def measure(case: Case, rounds: int, progress: Callable[[str], None], methods: S
             for number in range(-1, rounds):  # the first round is not measured: the maths library compiles its kernels
                 for method in methods if number % 2 == 0 else methods[::-1]:
                     progress(f"{what}: {f'round {number + 1} of {rounds}' if number >= 0 else 'warm-up'}, {method}")
-                    if not (runs[method] and runs[method][-1].failed):
+                    if not (runs[method] and runs[method][-1].failed) and not _clear(runs[method], runs["ours"]):
                         runs[method].append(bench.run(method, checkpointing, 1 + case.steps if number >= 0 else 1))
-            rows += [_row(bench, method, checkpointing, runs, rounds) for method in methods]
+            rows += [_row(bench, method, checkpointing, runs) for method in methods]
     return rows
 
 
-def _row(bench: Bench, method: str, checkpointing: bool, runs: dict[str, list[Run]], rounds: int) -> dict:
+def _clear(mine: list[Run], ours: list[Run]) -> bool:
+    """Whether a rival has been so much slower in every round that more rounds would not tell more."""
+    return (
+        len(mine) > ENOUGH
+        and mine is not ours
+        and all(run.seconds > SLOWER * own.seconds for run, own in zip(mine[1:], ours[1:], strict=False))
+    )
+
+
+def _row(bench: Bench, method: str, checkpointing: bool, runs: dict[str, list[Run]]) -> dict:
     case, mine, ours = bench.case, runs[method], runs["ours"]
     row = {
         "method": method, "model": case.name, "dtype": case.dtype, "checkpointing": checkpointing, "seconds_per_step": None, "ratio_to_ours": None,
-        "ratio_spread": None, "peak_mb": None, "setup_s": None, "rounds": rounds, "note": mine[-1].failed, "first_loss": None,
+        "ratio_spread": None, "peak_mb": None, "setup_s": None, "rounds": len(mine) - 1, "note": mine[-1].failed, "first_loss": None,
         "parameters": bench.parameters,
     }  # fmt: skip
     if mine[-1].failed:
@@ -87,7 +99,7 @@ def _row(bench: Bench, method: str, checkpointing: bool, runs: dict[str, list[Ru
         "note": "; ".join(notes), "first_loss": mine[-1].losses[0],
     }  # fmt: skip
     if not ours[-1].failed:
-        ratios = [run.seconds / own.seconds for run, own in zip(mine[1:], ours[1:], strict=True)]
+        ratios = [run.seconds / own.seconds for run, own in zip(mine[1:], ours[1:], strict=False)]
         row |= {"ratio_to_ours": round(statistics.median(ratios), 3), "ratio_spread": [round(min(ratios), 3), round(max(ratios), 3)]}
     return row
 
@@ -110,21 +122,6 @@ def peaks_of(method: str, case: Case) -> list[tuple[bool, float | None]]:
                 failed = bench.run(method, checkpointing, 2).failed
             found.append((checkpointing, None if failed else peak[0] / 1024e3))
     return found
-
-
-def table(rows: list[dict]) -> str:
-    lines = [f"{'model':30s} {'dtype':5s} {'ckpt':4s} {'method':11s} {'s / step':>9s} {'ratio to ours (min .. max)':28s} {'peak MB':>8s} {'setup s':>8s}  note"]  # fmt: skip
-    for row in rows:
-        what = f"{row['model']:30s} {row['dtype']:5s} {'on' if row['checkpointing'] else 'off':4s} {row['method']:11s}"
-        ratio = (
-            f"{row['ratio_to_ours']:.2f} ({row['ratio_spread'][0]:.2f} .. {row['ratio_spread'][1]:.2f})" if row["ratio_to_ours"] else "-"
-        )
-        seconds, peak, setup = (
-            "-" if row[key] is None else f"{row[key]:.{digits}f}"
-            for key, digits in (("seconds_per_step", 3), ("peak_mb", 0), ("setup_s", 2))
-        )
-        lines.append(f"{what} {seconds:>9s} {ratio:28s} {peak:>8s} {setup:>8s}  {row['note']}")
-    return "\n".join(lines)
 
 
 def main() -> int:
@@ -165,8 +162,8 @@ def main() -> int:
     if options.json:
         print(json.dumps({"machine": machine(), "rows": rows}))
     else:
-        print(f"{machine()}; every Linear, batch 1\n{table(rows)}")
-        print("\n".join(f"{method}: {EXPLAINED[method]}" for method in methods))
+        print(f"{machine()}; every Linear, batch 1\n\n{report_tables.training({'rows': rows})}\n")
+        print("\n".join(f"{report_tables.TRAINED[method]}: {EXPLAINED[method]}" for method in methods))
     return 0
 
 

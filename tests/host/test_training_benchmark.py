@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import trainers, training
+from benchmarks import report_tables, trainers, training
 
 CASES = {
     "qwen-image": trainers.Case("qwen-image", "qwen-image", (1, 16, 1, 8, 8), rank=4, text_tokens=6, steps=1),
@@ -49,6 +49,15 @@ def test_the_peak_of_memory_is_at_least_the_adapters_and_their_optimisers_states
     )  # four numbers of four bytes; rank times widths of four layers and more
 
 
+def test_only_a_rival_that_is_much_slower_in_every_round_is_left_out_of_more():
+    def runs(*seconds):
+        return [trainers.Run([0.0, 1.0]), *(trainers.Run([0.0, 1.0, 1.0 + each]) for each in seconds)]
+
+    ours = runs(1, 1, 1, 1, 1)
+    assert training._clear(runs(1.3, 1.4, 2, 1.3, 9), ours) and not training._clear(runs(1.3, 1.4, 2, 1.2, 9), ours)
+    assert not training._clear(runs(2, 2, 2, 2), ours) and not training._clear(ours, ours)
+
+
 def test_the_table_has_a_line_for_every_row_and_json_can_hold_it(rows):
-    assert len(training.table(list(rows.values())).splitlines()) == 1 + len(rows)
+    assert len(report_tables.training({"rows": list(rows.values())}).splitlines()) == 2 + len(rows)
     assert json.loads(json.dumps(list(rows.values()))) == list(rows.values())
