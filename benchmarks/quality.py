@@ -2,9 +2,11 @@
 
 Unseen prompts (the first colour and shape never occur together in training) drawn by --seed, the teacher's own noise. Every row is paired
 to the searched control (benchmarks.search) at as many forwards. What is trained is kept only where it helps (glance_core/parts.py), by
-prompts of its own; the paper's loss is shown as it comes out. A row that was measured stays in --out, so a run that was stopped goes on.
+prompts of its own; the paper's loss is shown as it comes out. A row that was measured stays in --out until the
+code changes, so a run that was stopped goes on.
 
     python -m benchmarks.quality [--json] [--seeds 3] [--seed N] [--prompts 64] [--count 1024] [--out FOLDER]
+    python -m benchmarks.quality --minutes 30 --kept docs/quality.json      the rows measured longest ago; the others stay as they are there
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import datetime
 import json
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +27,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.origin import state
 from benchmarks.pairs import examples
+from benchmarks.quality_table import table
 from glance_core.errors import GlanceError
 from glance_core.memory import keep_freed_memory
 from glance_core.metrics import Measure, paired, psnr
@@ -38,6 +43,8 @@ from glance_core.tiny.methods import WALKS, Method, calibrated, model_hash, sear
 from glance_core.tiny.painting import REFERENCE_SEED, REFERENCES, Painter, Prompts, draw_prompts, load_references
 from glance_core.tiny.pair import PairSettings, keep, sampled, train
 
+CALIBRATED = 10  # forwards
+CONTROL = "base, searched"
 HELD_OUT = 48  # 24 let a run that gains 1.3 dB be dropped in a quarter of all draws
 # Steps of training, and runs of the teacher to learn from; within five minutes on two cores.
 BUDGETS = {FLOW: (60, 1), TRAJECTORY: (80, 192), AIMED: (150, 192), END_TO_END: (170, 320)}
@@ -59,13 +66,27 @@ class Entry:
         return self.settings is not None and self.settings.objective != FLOW
 
     @property
+    def forwards(self) -> int:
+        """Of the model, for a picture."""
+        if self.settings:
+            way = self.settings.way
+            return Method("", way.split, way.guidance, solver=way.start).forwards
+        return self.method.forwards if self.method else CALIBRATED
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Which row of a table it is."""
+        return self.name, self.forwards, self.method.steps if self.method else None, self.prompts, self.seed
+
+    @property
     def key(self) -> str:
         return json.dumps(asdict(self) | ({"held_out": HELD_OUT} if self.harmless else {}))
 
 
 @dataclass(frozen=True)
 class Row:
-    """Numbers of one entry; threads: that it was trained on; column: PSNR (n,) by picture; others [value, standard error over pictures]."""
+    """Numbers of one entry; threads: that it was trained on; column: PSNR (n,) by picture; date and commit of the measurement; others
+    [value, standard error over pictures]."""
 
     method: str
     steps: int
@@ -79,6 +100,8 @@ class Row:
     background: list[float]
     fd: list[float] | None
     column: list[float] | None
+    date: str | None = None
+    commit: str | None = None
 
 
 def main() -> int:
@@ -91,6 +114,8 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=64, help="the most prompts to learn from (default 64)")
     parser.add_argument("--count", type=int, default=REFERENCES, help=f"prompts to judge on (default {REFERENCES})")
     parser.add_argument("--only", metavar="TEXT", help="only rows whose name holds this, and the controls")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no row after so many (default: all rows)")
+    parser.add_argument("--kept", type=Path, metavar="JSON", help="of an earlier run; its rows stand where none is measured now")
     parser.add_argument("--out", type=Path, default=Path("glance_quality"), help="where rows are kept (default glance_quality)")
     parser.add_argument("--show", type=Path, metavar="JSON", help="print the table of a run's JSON, and measure nothing")
     parser.add_argument("--forwards", type=int, help="with --show: only the rows with so many forwards, and the teacher")
@@ -116,7 +141,7 @@ def entries(seeds: int, prompts: int) -> Iterator[Entry]:
         yield Entry("base, uniform", method=Method("", WALKS[count]["uniform"]))
     yield Entry("base, uniform, second order", method=Method("", WALKS[5]["uniform"], coefficient=1.0))
     for method in searched_walks():
-        yield Entry(f"base, searched{_guidance(method)}", method=method)
+        yield Entry(f"{CONTROL}{_guidance(method)}", method=method)
     for seed in range(seeds):
         yield Entry("calibrated in 60 s", 32, seed)
         yield Entry("the paper's loss, one picture", 1, seed, settings=PairSettings(FLOW, BUDGETS[FLOW][0], seed=seed))
@@ -153,19 +178,43 @@ class Bench:
         self.judge = Judge(load_evaluator(), self.asked.scenes, self.teacher)
 
     def run(self) -> dict[str, Any]:
-        """Raises GlanceError for what cannot be trained."""
-        teacher = self.judge.teacher_row()
-        rows = [Row("teacher", 50, 100, 0, None, None, None, None, _pair(teacher.all_right), _pair(teacher.background), None, None)]
-        rows += [self._row(entry) for entry in entries(self.options.seeds, self.options.prompts) if self._wanted(entry)]
-        controls = {row.forwards: row for row in sorted(rows, key=_mean) if row.method.startswith("base, searched")}
+        """Raises GlanceError for what cannot be trained, and where the kept rows are of something else."""
+        until = time.monotonic() + 60 * self.options.minutes
+        what = {"seed": self.options.seed, "count": self.options.count, "model_sha256": model_hash()}
+        every, kept = list(entries(self.options.seeds, self.options.prompts)), self._kept(what)
+        controls = [entry for entry in every if entry.name.startswith(CONTROL)]
+        rows: dict[tuple[Any, ...], Row] = {}
+        for entry in sorted(every, key=lambda entry: (kept.get(entry.place, {}).get("date") or "", -entry.prompts)):
+            if self._wanted(entry) and time.monotonic() < until:
+                for each in (entry, *(control for control in controls if control.forwards == entry.forwards)):
+                    rows[each.place] = self._row(each)
+        nearest = {row.forwards: row for row in sorted(rows.values(), key=_mean) if row.method.startswith(CONTROL)}
+        told = [_told(rows[place], nearest[place[1]]) if place in rows else kept.get(place) for place in (entry.place for entry in every)]
+        seen = self.judge.teacher_row()
+        teacher = Row(
+            "teacher", 50, 100, 0, None, None, None, None, _pair(seen.all_right), _pair(seen.background), None, None, *measured_at()
+        )
         machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-        return {
-            "date": datetime.date.today().isoformat(), "machine": machine, "seed": self.options.seed, "count": self.options.count,
-            "model_sha256": model_hash(), "rows": [_told(row, controls.get(row.forwards)) for row in rows],
+        return what | {
+            "date": datetime.date.today().isoformat(), "machine": machine, "rows": [_told(teacher, None), *(row for row in told if row)]
         }  # fmt: skip
 
+    def _kept(self, what: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
+        """Rows of an earlier run, by their place."""
+        if not self.options.kept:
+            return {}
+        found = json.loads(self.options.kept.read_text(encoding="utf-8"))
+        for name, value in what.items():
+            if found[name] != value:
+                raise GlanceError(f"{self.options.kept}: {name} is {found[name]} there and {value} here; measure all rows, without --kept")
+        bare = {row["method"] for row in found["rows"] if row["train_s"] is None}
+        return {
+            (row["method"], row["forwards"], row["steps"] if row["method"] in bare else None, row["prompts"], row["seed"]): row
+            for row in found["rows"]
+        }
+
     def _wanted(self, entry: Entry) -> bool:
-        return not self.options.only or self.options.only in entry.name or entry.name.startswith("base, searched")
+        return not self.options.only or self.options.only in entry.name or entry.name.startswith(CONTROL)
 
     def _teacher(self) -> Tensor:
         if self.options.seed == REFERENCE_SEED:
@@ -184,7 +233,7 @@ class Bench:
         if file.exists():
             for line in file.read_text(encoding="utf-8").splitlines():
                 key, found = json.loads(line)
-                if key == entry.key:
+                if key == entry.key and found.get("commit") == measured_at()[1]:
                     return Row(**found)
         row = self._measured(entry)
         with open(file, "a", encoding="utf-8") as kept:
@@ -203,7 +252,7 @@ class Bench:
             method, factors = sampled(entry.settings, done), done.factors
         elif method is None:
             learnt = with_noise(drawn(entry.prompts, entry.seed or 0), entry.seed or 0, 1)
-            method, _ = calibrated(self.painter, learnt.slots, learnt.latents, 10, 60.0)
+            method, _ = calibrated(self.painter, learnt.slots, learnt.latents, CALIBRATED, 60.0)
         train_s, threads = (None, None) if entry.method else (round(time.monotonic() - begun, 1), torch.get_num_threads())
         with Progress(entry.name, method.forwards * len(self.asked)) as bar:
             pictures = method.paint(self.painter, self.asked, factors, lambda forwards: bar.step(count=forwards))
@@ -211,7 +260,15 @@ class Bench:
         assert row.fd is not None
         column = [round(value, 4) for value in psnr(pictures, self.teacher).tolist()]
         return Row(entry.name, method.steps, method.forwards, entry.prompts, entry.seed, kept, train_s, threads, _pair(row.all_right),
-                   _pair(row.background), _pair(row.fd), column)  # fmt: skip
+                   _pair(row.background), _pair(row.fd), column, *measured_at())  # fmt: skip
+
+
+def measured_at() -> tuple[str, str | None]:
+    """Date and commit."""
+    try:
+        return datetime.date.today().isoformat(), state()
+    except (OSError, subprocess.CalledProcessError):  # no git, or no clone
+        return datetime.date.today().isoformat(), None
 
 
 def _pair(measure: Measure) -> list[float]:
@@ -234,51 +291,6 @@ def _told(row: Row, control: Row | None) -> dict[str, Any]:
     for name, found in measures.items():
         told[name], told[f"{name}_error"] = found or (None, None)
     return told
-
-
-def table(measured: dict[str, Any], only: int | None = None) -> str:
-    """Markdown: one line for each method, seeds side by side as their mean, with the error over pictures and over seeds. only: forwards."""
-    together: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in measured["rows"]:
-        if only not in (None, row["forwards"]) and row["method"] != "teacher":
-            continue
-        together.setdefault((row["method"], row["steps"], row["forwards"], row["prompts"]), []).append(row)
-    lines = [
-        "| method | prompts | steps | forwards | PSNR, dB | to the control, dB | background | all right | FD | training, s |",
-        "|---" * 10 + "|",
-    ]
-    for (method, steps, forwards, prompts), rows in together.items():
-        kept = sorted({row["kept"] for row in rows if row["kept"] and row["kept"].count(",") < _parts(method) - 1})
-        cells = [method + (f" (kept: {'; '.join(kept)})" if kept else ""), str(prompts or "-"), str(steps), str(forwards)]
-        cells += [
-            _shown(rows, "psnr", 2),
-            _shown(rows, "paired_to_control", 2, "+"),
-            *(_shown(rows, name, 3) for name in ("background", "all_right", "fd")),
-        ]
-        lines.append("| " + " | ".join([*cells, _training(rows)]) + " |")
-    note = (
-        f"{measured['count']} prompts drawn by seed {measured['seed']}, {measured['date']}; ± one standard error over pictures, and where there are "
-        f"several seeds of training a second ± over those; training is told run by run, * on one thread; {measured['machine']}."
-    )
-    return "\n".join([*lines, "", note])
-
-
-def _training(rows: list[dict[str, Any]]) -> str:
-    """Seconds of each run, those on one thread marked."""
-    return ", ".join(f"{row['train_s']:.0f}" + ("*" if row["threads"] == 1 else "") for row in rows if row["train_s"] is not None) or "-"
-
-
-def _parts(method: str) -> int:
-    return 3 if method.startswith((AIMED, END_TO_END)) else 2
-
-
-def _shown(rows: list[dict[str, Any]], name: str, digits: int, sign: str = "") -> str:
-    found = [row for row in rows if row[name] is not None]
-    if not found:
-        return "-"
-    values = torch.tensor([row[name] for row in found], dtype=torch.float64)
-    text = f"{float(values.mean()):{sign}.{digits}f} ± {sum(row[f'{name}_error'] for row in found) / len(found):.{digits}f}"
-    return text + (f" ± {float(values.std() / len(values) ** 0.5):.{digits}f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .quality_table import table as quality_table
+
 SAMPLED = {
     "base": "bare base", "phase_split": "**this pack**", "chained": "two samplers, a LoRA merged for each", "core_hooks": "LoRA hooks with keyframes",
     "core_bypass": "bypass LoRA (one adapter, cannot switch)",
@@ -73,9 +75,7 @@ def memory(found: Found) -> str:
 
 
 def quality(found: Found) -> str:
-    from .quality import table
-
-    return table(found, 10)
+    return quality_table(found, 10)
 
 
 def startup(found: Found) -> str:

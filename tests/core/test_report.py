@@ -102,7 +102,7 @@ def test_a_run_is_kept_with_its_command_and_one_that_fails_leaves_the_last(tmp_p
     (tmp_path / "benchmarks" / "ours.py").write_text("raise SystemExit('it broke')\n")
     assert not report.measure(section, tmp_path / "docs", quick=False) and "it broke" in capfd.readouterr().err
     assert json.loads(section.file(tmp_path / "docs").read_text()) == kept
-    assert report.state() == f"{head} and changes"
+    assert report.state(tmp_path) == f"{head} and changes"
 
 
 def test_making_the_page_needs_no_torch():
