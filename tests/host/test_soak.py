@@ -14,7 +14,7 @@ import torch
 from real_server import Server, folder
 from safetensors.torch import load_file
 
-SECONDS = float(os.environ.get("GLANCE_SOAK", "8"))
+SECONDS = float(os.environ.get("GLANCE_SOAK", "120"))
 PATIENCE = 300  # seconds for one answer
 GROWTH = 100  # MB
 PAIRS = {
