@@ -49,7 +49,7 @@ SECTIONS = (
         "One full-width Qwen-Image block of 369 M parameters, 1024 image tokens, rank 32 on the paper's targets, 10 steps (5 + 5), euler, cfg 1, inside ComfyUI. Every method runs once a "
         "round, in turn; ratios are to the bare base's run of the same round. The switch of this pack is timed itself; a rival's is what two forwards lie further apart there than "
         "elsewhere. Extra memory is the peak above the bare base's own run.",
-        sampling, ("--rounds", "9"), ("--rounds", "1", "--dtype", "bf16"),
+        sampling, ("--rounds", "5"), ("--rounds", "1", "--dtype", "bf16"),
     ),
     Section(
         "growth", "How that cost grows",
@@ -63,7 +63,7 @@ SECTIONS = (
         "same round, and memory is the peak above the loaded base. *Wrong gradients*: FLUX's blocks write into their inputs, and the usual checkpointing runs them again on what was written. Without "
         "checkpointing *Train LoRA* cannot train them at all, and the PEFT loop can only with torch's `allow_mutation_on_saved_tensors`, which it gets here. *Train LoRA* also trains norms and "
         "biases and keeps a copy of the model.",
-        training, ("--rounds", "15"), ("--rounds", "1", "--case", "4"),
+        training, ("--rounds", "9"), ("--rounds", "1", "--case", "4"),
     ),
     Section(
         "memory", "What a step of training takes of a GPU's memory",
@@ -80,7 +80,7 @@ SECTIONS = (
     Section(
         "startup", "What the pack adds to ComfyUI's start",
         "Real starts of ComfyUI's `main.py` with this pack, with a pack of one empty file and with none, in turn; *loading* is by ComfyUI's own clock.",
-        startup, ("--rounds", "9"), ("--rounds", "1"),
+        startup, ("--rounds", "5"), ("--rounds", "1"),
     ),
 )  # fmt: skip
 
