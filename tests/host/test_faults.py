@@ -63,6 +63,10 @@ def refute(cases, run, trace):
     for place, fault in cases:
         with contextlib.suppress(BaseException), fault:
             run()
+        if not fault.raised and isinstance(fault, AtLine):  # what is said every half second is said less often in a quicker run
+            fault = AtLine(fault.at, 1, fault.error)
+            with contextlib.suppress(BaseException), fault:
+                run()
         assert fault.raised, f"{place} was not reached: nothing was tried"
         tried += 1
         if left := trace():
