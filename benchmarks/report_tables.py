@@ -108,13 +108,15 @@ def _training(found: Found | None) -> list[list[str]]:
     quicker = [row for row in compared if row["ratio_to_ours"] < 1]
     if not quicker:
         return [_held(what, limit, f"{min(row['ratio_to_ours'] for row in compared):.2f} and more", "yes")]
-    return [
-        _held(
-            f"{what}: {TRAINED[row['method']]} on {row['model']}, {row['dtype']}{', checkpointing' * row['checkpointing']}",
-            limit, ratio(row, "ratio_to_ours", 2), "no" if row["ratio_spread"][1] < 1 else "a tie: the spread holds 1",
-        )
-        for row in quicker
-    ]  # fmt: skip
+    own = {(row["model"], row["dtype"], row["checkpointing"]): row["peak_mb"] for row in found["rows"] if row["method"] == "ours"}
+    lines = []
+    for row in quicker:
+        model = row["model"], row["dtype"], row["checkpointing"]
+        memory = f"; {number(row['peak_mb'], 0)} MB to this pack's {number(own[model], 0)}"
+        holds = "no" if row["ratio_spread"][1] < 1 else "a tie: the spread holds 1"
+        name = f"{what}: {TRAINED[row['method']]} on {row['model']}, {row['dtype']}{', checkpointing' * row['checkpointing']}"
+        lines.append(_held(name, limit, ratio(row, "ratio_to_ours", 2) + memory, holds))
+    return lines
 
 
 def _startup(found: Found | None) -> list[list[str]]:

@@ -61,13 +61,16 @@ def test_the_step_is_held_against_its_limit(ratio, holds):
 
 
 def test_a_rival_that_trains_quicker_is_named():
-    rows = [{"method": "core", "model": "flux", "dtype": "fp32", "checkpointing": False, "ratio_to_ours": 1.4, "ratio_spread": [1.2, 1.5]}]
+    case = {"model": "flux", "dtype": "fp32", "checkpointing": False}
+    rows = [case | {"method": "core", "ratio_to_ours": 1.4, "ratio_spread": [1.2, 1.5], "peak_mb": 300.0}]
     assert [line[-1] for line in report_tables.LIMITS["training"]({"rows": rows})] == ["yes"]
     quicker = [
         rows[0] | {"method": "peft", "ratio_to_ours": 0.9, "ratio_spread": [0.8, 0.95]},
         rows[0] | {"ratio_to_ours": 0.99, "ratio_spread": [0.8, 1.1]},
     ]
-    told = report_tables.LIMITS["training"]({"rows": rows + quicker})
+    ours = case | {"method": "ours", "peak_mb": 50.0}
+    told = report_tables.LIMITS["training"]({"rows": [*rows, ours, *quicker]})
+    assert told[0][2] == "0.90 (0.80 .. 0.95); 300 MB to this pack's 50"
     assert [line[-1] for line in told] == ["no", "a tie: the spread holds 1"] and "PEFT loop on flux" in told[0][0]
 
 
