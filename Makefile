@@ -4,6 +4,7 @@ WORKERS ?= 2
 FAULTS ?= all
 CASES ?= 100000
 SECONDS ?= 120
+MINUTES ?= 30
 
 .PHONY: test env demo-env lint demo bench faults soak fuzz tools-env audit coverage mutants
 
@@ -34,7 +35,7 @@ soak: env
 	GLANCE_RUNS=500 GLANCE_SOAK=$(SECONDS) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -rP tests/host/test_many_runs.py tests/host/test_soak.py
 
 bench: env
-	.venv/bin/python -m benchmarks.report --measure $(BENCHMARKS)
+	GLANCE_MINUTES=$(MINUTES) .venv/bin/python -m benchmarks.report --measure $(BENCHMARKS)
 
 fuzz: env
 	OMP_NUM_THREADS=1 GLANCE_CASES=$(CASES) .venv/bin/python -m pytest -q -s tests/core/test_fuzz.py

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from .origin import ROOT, state
 from .report_tables import LIMITS, growth, memory, quality, sampling, startup, table, training
 
 DOCS = ROOT / "docs"
+MINUTES = os.environ.get("GLANCE_MINUTES", "30")  # of quality; all of its rows take hours
 SHOWN = re.compile(
     r"(<!-- from docs/quality\.json by [^>]*?--show docs/quality\.json(?: --forwards (\d+))? -->\n).*?(?=<!-- end -->)", re.S
 )
@@ -72,10 +74,10 @@ SECTIONS = (
     ),
     Section(
         "quality", "What few steps lose, and what training gives back",
-        "The embedded model, ten forwards a picture. All rows take four hours: each `make bench` measures for half an hour those that were measured longest ago, and the last column says at "
+        "The embedded model, ten forwards a picture. All rows take four hours: each `make bench` measures as many as its `MINUTES` allow, those measured longest ago first, and the last column says at "
         "which commit each was. Every other number of forwards is in [QUALITY.md](QUALITY.md), and what the columns mean in the "
         "[README](../README.md#what-few-steps-lose-and-what-training-gives-back).",
-        quality, ("--minutes", "30", "--kept", "docs/quality.json"), ("--count", "32", "--seeds", "1", "--only", "searched"),
+        quality, ("--minutes", MINUTES, "--kept", "docs/quality.json"), ("--count", "32", "--seeds", "1", "--only", "searched"),
     ),
     Section(
         "startup", "What the pack adds to ComfyUI's start",
