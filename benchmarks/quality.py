@@ -2,8 +2,8 @@
 
 Unseen prompts (the first colour and shape never occur together in training) drawn by --seed, the teacher's own noise. Every row is paired
 to the searched control (benchmarks.search) at as many forwards. What is trained is kept only where it helps (glance_core/parts.py), by
-prompts of its own; the paper's loss is shown as it comes out. A row that was measured stays in --out until the
-code changes, so a run that was stopped goes on.
+prompts of its own; the paper's loss is shown as it comes out. A row that was measured stays in --out until the code changes, so a
+run that was stopped goes on.
 
     python -m benchmarks.quality [--json] [--seeds 3] [--seed N] [--prompts 64] [--count 1024] [--out FOLDER]
     python -m benchmarks.quality --minutes 30 --kept docs/quality.json      the rows measured longest ago; the others stay as they are there
@@ -170,7 +170,7 @@ class Bench:
     """The prompts, the teacher's pictures of them, and the rows that were measured already."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.painter = options, Painter()
+        self.options, self.painter, self.measured_at = options, Painter(), measured_at()
         self.folder: Path = options.out / f"{model_hash()[:8]}-{options.seed}-{options.count}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.asked: Prompts = draw_prompts(REFERENCES, options.seed, "unseen")[: options.count]
@@ -192,11 +192,11 @@ class Bench:
         told = [_told(rows[place], nearest[place[1]]) if place in rows else kept.get(place) for place in (entry.place for entry in every)]
         seen = self.judge.teacher_row()
         teacher = Row(
-            "teacher", 50, 100, 0, None, None, None, None, _pair(seen.all_right), _pair(seen.background), None, None, *measured_at()
+            "teacher", 50, 100, 0, None, None, None, None, _pair(seen.all_right), _pair(seen.background), None, None, *self.measured_at
         )
         machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         return what | {
-            "date": datetime.date.today().isoformat(), "machine": machine, "rows": [_told(teacher, None), *(row for row in told if row)]
+            "date": self.measured_at[0], "machine": machine, "rows": [_told(teacher, None), *(row for row in told if row)]
         }  # fmt: skip
 
     def _kept(self, what: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -233,7 +233,7 @@ class Bench:
         if file.exists():
             for line in file.read_text(encoding="utf-8").splitlines():
                 key, found = json.loads(line)
-                if key == entry.key and found.get("commit") == measured_at()[1]:
+                if key == entry.key and found.get("commit") == self.measured_at[1]:
                     return Row(**found)
         row = self._measured(entry)
         with open(file, "a", encoding="utf-8") as kept:
@@ -260,7 +260,7 @@ class Bench:
         assert row.fd is not None
         column = [round(value, 4) for value in psnr(pictures, self.teacher).tolist()]
         return Row(entry.name, method.steps, method.forwards, entry.prompts, entry.seed, kept, train_s, threads, _pair(row.all_right),
-                   _pair(row.background), _pair(row.fd), column, *measured_at())  # fmt: skip
+                   _pair(row.background), _pair(row.fd), column, *self.measured_at)  # fmt: skip
 
 
 def measured_at() -> tuple[str, str | None]:
