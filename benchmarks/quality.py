@@ -187,7 +187,8 @@ class Bench:
         for entry in sorted(every, key=lambda entry: (kept.get(entry.place, {}).get("date") or "", -entry.prompts)):
             if self._wanted(entry) and time.monotonic() < until:
                 for each in (entry, *(control for control in controls if control.forwards == entry.forwards)):
-                    rows[each.place] = self._row(each)
+                    if each.place not in rows:
+                        rows[each.place] = self._row(each)
         nearest = {row.forwards: row for row in sorted(rows.values(), key=_mean) if row.method.startswith(CONTROL)}
         told = [_told(rows[place], nearest[place[1]]) if place in rows else kept.get(place) for place in (entry.place for entry in every)]
         seen = self.judge.teacher_row()
