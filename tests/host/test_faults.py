@@ -57,17 +57,21 @@ def drawn(lines, operations, usual):
         yield f"no memory in operation {number}", AtOperation(number, torch.OutOfMemoryError("injected"))
 
 
+def under(fault, run):
+    """Whether the fault came up in the run."""
+    with contextlib.suppress(BaseException), fault:
+        run()
+    return fault.raised
+
+
 def refute(cases, run, trace):
     """Run once with each (place, fault); trace() says what is left of it, if anything. Prints the count; fails where one left a trace."""
     lost, tried = [], 0
     for place, fault in cases:
-        with contextlib.suppress(BaseException), fault:
-            run()
-        if not fault.raised and isinstance(fault, AtLine):  # what is said every half second is said less often in a quicker run
-            fault = AtLine(fault.at, 1, fault.error)
-            with contextlib.suppress(BaseException), fault:
-                run()
-        assert fault.raised, f"{place} was not reached: nothing was tried"
+        reached = under(fault, run)
+        if not reached and isinstance(fault, AtLine):  # what is said every half second is said less often in a quicker run
+            reached = under(AtLine(fault.at, 1, fault.error), run)
+        assert reached, f"{place} was not reached: nothing was tried"
         tried += 1
         if left := trace():
             lost.append(f"{place}: {left}")
