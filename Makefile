@@ -35,7 +35,7 @@ soak: env
 	GLANCE_RUNS=500 GLANCE_SOAK=$(SECONDS) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -rP tests/host/test_many_runs.py tests/host/test_soak.py
 
 bench: env
-	GLANCE_MINUTES=$(MINUTES) .venv/bin/python -m benchmarks.report --measure $(BENCHMARKS)
+	.venv/bin/python -m benchmarks.report --minutes $(MINUTES) --measure $(BENCHMARKS)
 
 fuzz: env
 	OMP_NUM_THREADS=1 GLANCE_CASES=$(CASES) .venv/bin/python -m pytest -q -s tests/core/test_fuzz.py

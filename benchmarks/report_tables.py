@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import comb
 from typing import Any
 
 from .quality_table import table as quality_table
@@ -12,6 +13,7 @@ SAMPLED = {
 }  # fmt: skip
 TRAINED = {"ours": "**this pack**", "peft": "PEFT loop", "core": "Train LoRA", "core_bypass": "Train LoRA with bypass"}
 STEP, LOADING, PREDICTED = 1.03, 0.3, 0.1  # the pair's step to the bare one; seconds of ComfyUI's start; of memory
+CHANCE = 0.05  # of so many rounds, or more, won by either of two that are equally quick: below it the difference is not called a tie
 Found = dict[str, Any]
 
 
@@ -56,14 +58,14 @@ def growth(found: Found) -> str:
 
 
 def training(found: Found) -> str:
-    head = ["model", "stored in", "checkpointing", "method", "ratio to this pack", "s a step", "MB", "rounds", ""]
+    head = ["model", "stored in", "checkpointing", "method", "ratio to this pack", "s a step", "MB", "rounds", "quicker in", ""]
     rows = []
     for row in found["rows"]:
         compared = "1" if row["method"] == "ours" else ratio(row, "ratio_to_ours", 2)
         method = TRAINED[row["method"]]
         rows.append([
             row["model"], row["dtype"], "yes" if row["checkpointing"] else "no", method, compared, number(row["seconds_per_step"], 3), number(row["peak_mb"], 0),
-            str(row["rounds"]), row["note"],
+            str(row["rounds"]), "-" if row["method"] == "ours" else number(row["quicker"], 0), row["note"],
         ])  # fmt: skip
     return table(head, rows)
 
@@ -99,6 +101,11 @@ def _step(found: Found | None) -> list[list[str]]:
     return [_held("the pair's step to the bare one, 4096 tokens, rank 32", f"at most {STEP}", value, holds)]
 
 
+def chance(won: int, rounds: int) -> float:
+    """Two-sided sign test: the probability that of two equally quick methods one wins so many of the rounds, or more."""
+    return min(1.0, 2 * sum(comb(rounds, k) for k in range(max(won, rounds - won), rounds + 1)) / 2**rounds)
+
+
 def _training(found: Found | None) -> list[list[str]]:
     """One line if no rival is quicker by its median, else one for each that is."""
     what, limit = "a rival's training step to this pack's", "at least 1"
@@ -113,7 +120,9 @@ def _training(found: Found | None) -> list[list[str]]:
     for row in quicker:
         model = row["model"], row["dtype"], row["checkpointing"]
         memory = f"; {number(row['peak_mb'], 0)} MB to this pack's {number(own[model], 0)}"
-        holds = "no" if row["ratio_spread"][1] < 1 else "a tie: the spread holds 1"
+        odds = chance(row["quicker"], row["rounds"])
+        told = f"quicker in {row['quicker']} of {row['rounds']} rounds, p = {odds:.2g}"
+        holds = f"no: {told}" if odds < CHANCE else f"a tie: {told}"
         name = f"{what}: {TRAINED[row['method']]} on {row['model']}, {row['dtype']}{', checkpointing' * row['checkpointing']}"
         lines.append(_held(name, limit, ratio(row, "ratio_to_ours", 2) + memory, holds))
     return lines

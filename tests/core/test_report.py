@@ -62,16 +62,22 @@ def test_the_step_is_held_against_its_limit(ratio, holds):
 
 def test_a_rival_that_trains_quicker_is_named():
     case = {"model": "flux", "dtype": "fp32", "checkpointing": False}
-    rows = [case | {"method": "core", "ratio_to_ours": 1.4, "ratio_spread": [1.2, 1.5], "peak_mb": 300.0}]
+    rows = [case | {"method": "core", "ratio_to_ours": 1.4, "ratio_spread": [1.2, 1.5], "quicker": 0, "rounds": 9, "peak_mb": 300.0}]
     assert [line[-1] for line in report_tables.LIMITS["training"]({"rows": rows})] == ["yes"]
     quicker = [
-        rows[0] | {"method": "peft", "ratio_to_ours": 0.9, "ratio_spread": [0.8, 0.95]},
-        rows[0] | {"ratio_to_ours": 0.99, "ratio_spread": [0.8, 1.1]},
+        rows[0] | {"method": "peft", "ratio_to_ours": 0.9, "ratio_spread": [0.8, 1.05], "quicker": 8},
+        rows[0] | {"ratio_to_ours": 0.99, "ratio_spread": [0.8, 1.1], "quicker": 5},
     ]
     ours = case | {"method": "ours", "peak_mb": 50.0}
     told = report_tables.LIMITS["training"]({"rows": [*rows, ours, *quicker]})
-    assert told[0][2] == "0.90 (0.80 .. 0.95); 300 MB to this pack's 50"
-    assert [line[-1] for line in told] == ["no", "a tie: the spread holds 1"] and "PEFT loop on flux" in told[0][0]
+    assert told[0][2] == "0.90 (0.80 .. 1.05); 300 MB to this pack's 50" and "PEFT loop on flux" in told[0][0]
+    assert [line[-1] for line in told] == ["no: quicker in 8 of 9 rounds, p = 0.039", "a tie: quicker in 5 of 9 rounds, p = 1"]
+
+
+@pytest.mark.parametrize("won, rounds, of_tables", [(1, 8, 0.0703125), (8, 9, 0.0390625), (3, 17, 0.012725830078125), (10, 21, 1.0)])
+def test_the_sign_test_is_that_of_the_tables(won, rounds, of_tables):
+    """Of scipy.stats.binomtest(won, rounds).pvalue, scipy 1.17.1."""
+    assert report_tables.chance(won, rounds) == pytest.approx(of_tables, abs=1e-12)
 
 
 def test_start_and_memory_are_held_against_theirs():
@@ -96,11 +102,13 @@ def test_a_run_is_kept_with_its_command_and_one_that_fails_leaves_the_last(tmp_p
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
     monkeypatch.setattr(report, "ROOT", tmp_path)
-    section = replace(SECTIONS["sampling"], name="ours", full=("--rounds", "3"))
-    assert report.measure(section, tmp_path / "docs", quick=False)
+    section = replace(SECTIONS["sampling"], name="ours", full=("--rounds", "3", "--minutes", "{minutes}"))
+    assert report.measure(section, tmp_path / "docs", False, 2.5)
     kept = json.loads(section.file(tmp_path / "docs").read_text())
     assert (
-        kept["rows"] == ["--json", "--rounds", "3"] and kept["command"] == "python -m benchmarks.ours --rounds 3" and kept["commit"] == head
+        kept["rows"] == ["--json", "--rounds", "3", "--minutes", "2.5"]
+        and kept["command"] == "python -m benchmarks.ours --rounds 3 --minutes 2.5"
+        and kept["commit"] == head
     )
     (tmp_path / "benchmarks" / "ours.py").write_text("raise SystemExit('it broke')\n")
     assert not report.measure(section, tmp_path / "docs", quick=False) and "it broke" in capfd.readouterr().err

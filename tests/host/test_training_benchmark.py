@@ -28,6 +28,7 @@ def test_every_method_has_a_row_of_positive_numbers(rows):
     for row in rows.values():
         assert row["seconds_per_step"] > 0 and row["setup_s"] >= 0
         assert 0 < row["ratio_spread"][0] <= row["ratio_to_ours"] <= row["ratio_spread"][1]
+        assert row["ratio_to_ours"] == 1 or row["quicker"] == (row["ratio_to_ours"] < 1)  # of the one round
 
 
 def test_ours_and_pefts_first_losses_are_the_same(rows):
