@@ -58,24 +58,27 @@ def drawn(lines, operations, usual):
 
 
 def under(fault, run):
-    """Whether the fault came up in the run. Its error is let go of as a host lets go of it: a kept traceback keeps every frame, and an open
-    file in one of them keeps its lock."""
+    """Whether the fault came up in the run, and whether the run ended well all the same. Its error is let go of as a host lets go of it: a
+    kept traceback keeps every frame, and an open file in one of them keeps its lock."""
+    ended = False
     with contextlib.suppress(BaseException), fault:
         run()
+        ended = True
     fault.error.__traceback__ = None
-    return fault.raised
+    return fault.raised, ended
 
 
 def refute(cases, run, trace):
-    """Run once with each (place, fault); trace() says what is left of it, if anything. Prints the count; fails where one left a trace."""
+    """Run once with each (place, fault); trace(ended) says what is left of it, if anything, of a run that ended well in spite of it or did
+    not. Prints the count; fails where one left a trace."""
     lost, tried = [], 0
     for place, fault in cases:
-        reached = under(fault, run)
+        reached, ended = under(fault, run)
         if not reached and isinstance(fault, AtLine):  # what is said every half second is said less often in a quicker run
-            reached = under(AtLine(fault.at, 1, fault.error), run)
+            reached, ended = under(AtLine(fault.at, 1, fault.error), run)
         assert reached, f"{place} was not reached: nothing was tried"
         tried += 1
-        if left := trace():
+        if left := trace(ended):
             lost.append(f"{place}: {left}")
             print(lost[-1], file=sys.stderr)
     print(f"{tried} faults injected, {tried - len(lost)} survived, {len(lost)} lost")
@@ -113,7 +116,7 @@ def sampling(model, loras):
 
     good = run()
 
-    def trace():
+    def trace(ended):
         return left_on(model, before) or ("" if torch.equal(run(), good) else "another result")
 
     return run, trace
@@ -135,6 +138,11 @@ def test_whatever_puts_branches_on_or_takes_them_off_is_among_the_faults(samplin
     assert [code.co_name for code in codes if not any((code.co_filename, number) in lines for *_, number in code.co_lines())] == []
 
 
+def close(found, good):
+    """Up to what rounding becomes in some steps of Adam: 3.5e-6 was seen."""
+    return torch.allclose(found, good, rtol=1e-3, atol=3e-5)
+
+
 @pytest.fixture
 def trained(model, loras, output):
     """(a training run, what is left after a fault in one)"""
@@ -146,9 +154,9 @@ def trained(model, loras, output):
     def pair():
         return {path.name: load_file(path) for path in loras.glob("*.safetensors")}
 
-    def is_whole():
+    def is_whole(same):
         found = pair()
-        return good.keys() <= found.keys() and all(torch.equal(found[name][key], good[name][key]) for name in good for key in good[name])
+        return good.keys() <= found.keys() and all(same(found[name][key], good[name][key]) for name in good for key in good[name])
 
     def fresh():
         for folder in (loras, output):
@@ -159,13 +167,15 @@ def trained(model, loras, output):
     good = pair()
     fresh()
 
-    def trace():
-        """Unless the pair was written before the fault came, the same command once more has to write it."""
+    def trace(ended):
+        """Unless the pair was written before the fault came, the same command once more has to write it. Where the host answers for the fault
+        itself, as its attention does for a lack of memory, by a slower way, the pair is the same up to rounding."""
+        same = close if ended else torch.equal
         left = left_on(model, before) or ("the host still in training" if comfy.model_management.in_training else "")
         comfy.model_management.in_training = False
-        if not is_whole():
+        if not is_whole(same):
             run()
-        left = left or ("" if is_whole() else "another pair")
+        left = left or ("" if is_whole(same) else "another pair")
         fresh()
         return left
 
@@ -207,7 +217,7 @@ def test_the_lock_of_a_name_is_let_go_wherever_an_interrupt_comes(tmp_path):
     lines, _ = places(run)
     assert {line[0].rpartition("/")[2] for line, _ in lines} >= {"run_files.py", "file_lock.py"}
     for line, occurrence in lines:
-        assert under(AtLine(line, occurrence, KeyboardInterrupt()), run), line
+        assert under(AtLine(line, occurrence, KeyboardInterrupt()), run)[0], line
         run()  # raises where the name is still held
 
 
