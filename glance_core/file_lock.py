@@ -32,49 +32,49 @@ else:
 def locked(path: Path) -> Iterator[bool]:
     """Whether the lock is ours, for as long as we are inside; the file is made for it, and gone afterwards. On a file system without locks it
     is ours, and the log says that nobody else is kept out. Raises AdapterError where no file can be made."""
-    file = _taken(path)
-    if file is None:
-        yield False
-        return
-    with file:
-        try:
-            yield True
-        finally:
-            if sys.platform != "win32":  # while it is ours: whoever opened it before finds out that it lost its name
-                _unlink(path)
+    ours = None
+    while ours is None:
+        with _opened(path) as file:  # closed also where an interrupt comes before the lines below, or between them
+            try:
+                ours = _taken(file, path)
+                if ours is not None:
+                    yield ours
+            finally:
+                _let_go(file, path, bool(ours))
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open(path, "ab")
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder or name") from error
+
+
+def _taken(file: BinaryIO, path: Path) -> bool | None:
+    """Lock the open file: whether that is ours now. None where its former holder has removed it meanwhile: then it locks nothing."""
+    try:
+        _lock(file.fileno())
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        logging.getLogger("glance").warning(
+            "Glance: %s cannot be locked (%s); let no other training of this name run there", path, error.strerror
+        )
+        return True
+    return True if _is_at(file, path) else None
+
+
+def _let_go(file: BinaryIO, path: Path, ours: bool) -> None:
     if sys.platform == "win32":  # where an open file keeps its name
-        _unlink(path)
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(OSError):  # a file left behind is locked by nobody
-        path.unlink()
-
-
-def _taken(path: Path) -> BinaryIO | None:
-    """The open, locked file of this very path; None where another has it. An object, that lets go wherever an interrupt drops it."""
-    while True:
-        try:
-            file = open(path, "ab")  # noqa: SIM115  closed where the lock ends
-        except OSError as error:
-            raise AdapterError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder or name") from error
-        try:
-            _lock(file.fileno())
-        except OSError as error:
-            if error.errno in _HELD:
-                file.close()
-                return None
-            logging.getLogger("glance").warning(
-                "Glance: %s cannot be locked (%s); let no other training of this name run there", path, error.strerror
-            )
-            return file
-        if _is_at(file, path):
-            return file
         file.close()
+    if ours:
+        with contextlib.suppress(OSError):  # a file left behind is locked by nobody
+            path.unlink()
+    file.close()  # last, where it can be: whoever opened it before finds out that it lost its name
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Whether the path still leads to the open file: its former holder may have removed it meanwhile."""
+    """Whether the path still leads to the open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
