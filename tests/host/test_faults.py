@@ -217,10 +217,10 @@ def test_the_lock_of_a_name_is_let_go_wherever_an_interrupt_comes(tmp_path):
     lines, _ = places(run)
     assert {line[0].rpartition("/")[2] for line, _ in lines} >= {"run_files.py", "file_lock.py"}
     for line, occurrence in lines:
-        with pytest.raises(KeyboardInterrupt) as kept, AtLine(line, occurrence, KeyboardInterrupt()):  # and its traceback: every frame
+        fault = AtLine(line, occurrence, KeyboardInterrupt())  # it keeps its error, and so the traceback and every frame
+        with pytest.raises(KeyboardInterrupt), fault:
             run()
         run()  # raises where the name is still held
-        del kept
 
 
 def test_a_name_that_is_in_training_already_is_refused_before_anything_runs(model, loras, output):
