@@ -68,6 +68,20 @@ def test_an_audit_that_was_not_answered_is_no_clean_bill():
     assert "answered for 1 of 2 packages" in audit.verdict([good, unknown])[1]
 
 
+def test_what_pip_audit_skipped_is_answered_by_the_page_of_its_newest_version():
+    """The fields of https://pypi.org/pypi/ecdsa/json in November 2026; withdrawn advisories are of no account, as in pip-audit."""
+    skipped, known = (
+        {"name": "ecdsa", "skip_reason": "Dependency not found on PyPI"},
+        {"id": "PYSEC-2026-1325", "fixed_in": [], "withdrawn": None},
+    )
+    page = {"info": {"version": "0.19.2"}, "vulnerabilities": [known, {"id": "X", "withdrawn": "2026-01-01T00:00:00Z"}]}
+    found = audit.of_newest(skipped, "0.19.2", {"ecdsa": page}.get)
+    assert found == {"name": "ecdsa", "version": "0.19.2", "vulns": [known]}
+    assert audit.verdict([found]) == (1, "error: known vulnerabilities:\necdsa 0.19.2: PYSEC-2026-1325")
+    for version, answer in (("0.19.1", page), ("0.19.2", {}), ("0.19.2", {"info": {"version": "0.19.2"}})):
+        assert audit.of_newest(skipped, version, lambda _, told=answer: told) is skipped
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository: what is tracked cannot be asked")
 def test_nothing_that_is_tracked_holds_a_secret_or_a_path_of_somebodys_machine():
     for path in tracked():
