@@ -6,7 +6,7 @@ The work runs as a sampler of the host inside one guided run, so that loading, c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -100,22 +100,19 @@ def run(
     """
     model = patcher.clone()
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "glance_training", partial(_prepared, offload, room))
-    flag = comfy.model_management.in_training
-    try:
+    with ExitStack() as afterwards, torch.inference_mode(False), torch.no_grad(), forwards_as_found(model.model):
+        afterwards.callback(setattr, comfy.model_management, "in_training", comfy.model_management.in_training)
         comfy.model_management.in_training = True  # without it the host's rotary embedding has no backward
-        with torch.inference_mode(False), torch.no_grad(), forwards_as_found(model.model):
-            guider = comfy.samplers.CFGGuider(model)
-            guider.set_conds(_plain(positive), _plain(negative))
-            samples = latents.clone()
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(_plain(positive), _plain(negative))
+        samples = latents.clone()
 
-            def inside(conditioned: Conditioned, scaled: torch.Tensor) -> None:
-                with fit_for_autograd(guider.inner_model):
-                    work(conditioned, scaled)
+        def inside(conditioned: Conditioned, scaled: torch.Tensor) -> None:
+            with fit_for_autograd(guider.inner_model):
+                work(conditioned, scaled)
 
-            noise = torch.zeros_like(samples)
-            guider.sample(noise, samples, _Work(inside), torch.tensor([1.0, 0.0]), disable_pbar=True, seed=seed)
-    finally:
-        comfy.model_management.in_training = flag
+        noise = torch.zeros_like(samples)
+        guider.sample(noise, samples, _Work(inside), torch.tensor([1.0, 0.0]), disable_pbar=True, seed=seed)
 
 
 def _prepared(offload: str, room: int, executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
