@@ -75,11 +75,11 @@ def test_what_pip_audit_skipped_is_answered_by_the_page_of_its_newest_version():
         {"id": "PYSEC-2026-1325", "fixed_in": [], "withdrawn": None},
     )
     page = {"info": {"version": "0.19.2"}, "vulnerabilities": [known, {"id": "X", "withdrawn": "2026-01-01T00:00:00Z"}]}
-    found = audit.of_newest(skipped, "0.19.2", {"ecdsa": page}.get)
+    found = audit.of_newest(skipped, "0.19.2", page)
     assert found == {"name": "ecdsa", "version": "0.19.2", "vulns": [known]}
     assert audit.verdict([found]) == (1, "error: known vulnerabilities:\necdsa 0.19.2: PYSEC-2026-1325")
     for version, answer in (("0.19.1", page), ("0.19.2", {}), ("0.19.2", {"info": {"version": "0.19.2"}})):
-        assert audit.of_newest(skipped, version, lambda _, told=answer: told) is skipped
+        assert audit.of_newest(skipped, version, answer) is skipped
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository: what is tracked cannot be asked")

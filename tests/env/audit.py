@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,8 @@ def main() -> int:
         print(f"error: pip-audit could not ask: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}", file=sys.stderr)
         return 2
     versions = {each.name: str(each.specifier).removeprefix("==") for each in pinned(CONSTRAINTS)}
-    code, told = verdict([each if "vulns" in each else of_newest(each, versions[each["name"]], page) for each in report["dependencies"]])
+    answered = [each if "vulns" in each else of_newest(each, versions[each["name"]], page(each["name"])) for each in report["dependencies"]]
+    code, told = verdict(answered)
     print(told, file=sys.stderr if code else sys.stdout)
     return code
 
@@ -54,9 +54,8 @@ def page(name: str) -> dict[str, Any]:
         return {}
 
 
-def of_newest(package: dict[str, Any], version: str, ask: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+def of_newest(package: dict[str, Any], version: str, told: dict[str, Any]) -> dict[str, Any]:
     """What pip-audit would have said of a package that it skipped, from PyPI's page, if ours is the newest version; else the package as it is."""
-    told = ask(package["name"])
     if "vulnerabilities" not in told or told["info"]["version"] != version:
         return package
     known = [each for each in told["vulnerabilities"] if not each.get("withdrawn")]
