@@ -1,4 +1,4 @@
-"""Glance for ComfyUI: registration only. Importable where ComfyUI is not, and then registers nothing."""
+"""Glance for ComfyUI. This file only registers the nodes; without ComfyUI it registers nothing."""
 
 import sys
 
@@ -8,7 +8,7 @@ try:
     from comfy_api.latest import ComfyExtension
 except ImportError as error:  # tests, tools and `python -m glance_core` on a machine without ComfyUI
     if "folder_paths" in sys.modules:
-        if not (error.name or "").startswith("comfy_api"):  # a part of ComfyUI is missing, and says so itself
+        if not (error.name or "").startswith("comfy_api"):  # a part of ComfyUI is missing; its own message is better
             raise
         raise ImportError("Glance needs ComfyUI 0.33 or newer; update ComfyUI") from error
     ComfyExtension = None
@@ -17,20 +17,31 @@ if ComfyExtension is not None:
 
     class GlanceExtension(ComfyExtension):
         async def get_node_list(self):
-            from .nodes.calibrate import CalibrateGlance
+            from .nodes import embedded
+            from .nodes.calibration_node import CalibrateGlance
             from .nodes.compare import GlanceCompare
-            from .nodes.loader import LoadGlanceLoRA
+            from .nodes.lora_loader import LoadGlanceLoRA
             from .nodes.phase_plot import GlancePhasePlot
-            from .nodes.prompts import GlancePromptBank
-            from .nodes.samplers import GlanceReferenceSampler, GlanceScheduler, PhaseSplitSampler
-            from .nodes.tiny import GlanceTinyText, GlanceTinyVAE, offer_files
+            from .nodes.phase_sampler import GlanceReferenceSampler, GlanceScheduler, PhaseSplitSampler
+            from .nodes.prompt_bank import GlancePromptBank
             from .nodes.train import TrainGlanceAdapter
+            from .nodes.training_options import GlanceTrainingOptions
 
-            offer_files()
+            embedded.register()
             return [
-                LoadGlanceLoRA, GlanceScheduler, PhaseSplitSampler, TrainGlanceAdapter, CalibrateGlance, GlancePhasePlot, GlanceCompare, GlancePromptBank,
-                GlanceReferenceSampler, GlanceTinyText, GlanceTinyVAE,
-            ]  # fmt: skip
+                LoadGlanceLoRA,
+                PhaseSplitSampler,
+                GlanceScheduler,
+                TrainGlanceAdapter,
+                GlanceTrainingOptions,
+                CalibrateGlance,
+                GlancePhasePlot,
+                GlanceCompare,
+                GlancePromptBank,
+                GlanceReferenceSampler,
+                embedded.GlanceTinyText,
+                embedded.GlanceTinyVAE,
+            ]
 
     async def comfy_entrypoint():
         return GlanceExtension()

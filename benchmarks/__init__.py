@@ -1,1 +1,4 @@
-"""python -m benchmarks.NAME prints one table; every ratio is measured side by side in one run, inside a real ComfyUI."""
+"""`python -m benchmarks.NAME` prints one table.
+
+Every ratio is measured side by side in one run; times and memory inside a real ComfyUI.
+"""

@@ -1,16 +1,24 @@
-"""What one training step takes of a GPU's memory at the real size of Qwen-Image and FLUX.1-dev, predicted without their weights.
+"""Predict the GPU memory of a training step at the real size of Qwen-Image and FLUX.1-dev, without their weights.
 
-1024x1024, batch 1, the paper's rank and targets, computed in bf16, adapters and gradients in fp32: forward, backward, clip and optimiser step
-of one phase, and the teacher's forward alone. GB are 10^9 bytes. `tracked` is the peak of everything the tracker sees (memory_tracker.py): weights on the
-GPU, adapters, optimiser state, and activations, which here means the rest: what is kept for backward, gradients, copies of streamed or cast
-weights. `predicted` adds what no tracker sees, each by its own name: the CUDA context; workspaces inside kernels (cuBLAS, and the fp32 sums of flash
-attention's backward); the two buffers of the host's weight streaming; 5 % of all but the weights for fragmentation. 8-bit AdamW is arithmetic:
-2 bytes a parameter and 2 fp32 maxima a block of 256. offload auto: as many weights on the GPU as the budget leaves, chosen by the host's own
-partial loader; ComfyUI's dynamic VRAM decides while it runs and may hold more or fewer.
+1024x1024, batch 1, the paper's rank and targets, computed in bf16, with adapters and gradients in fp32. A step is
+forward, backward, gradient clipping and optimiser, of one phase. The teacher's single model call is predicted too.
+GB are 10^9 bytes.
 
-The check: models that fit here train one step on the CPU in fp32, each in a process of its own, and the same tracker predicts what that takes
-above weights, adapters and optimiser state. The CPU's kernels work in place or in buffers of a few MB, hence the widths and 1024 image tokens.
-More than 10 % apart is an error. What only a GPU does (fused norms, lists of tensors, the named extras) this check does not cover.
+tracked: the peak of everything that the tracker sees (memory_tracker.py). It is weights on the GPU, adapters, optimiser
+states, and activations, which means the rest: what is kept for backward, gradients, copies of streamed or cast weights.
+
+predicted: tracked, and what no tracker sees, each under its own name. That is the CUDA context; workspaces inside
+kernels (cuBLAS, and the fp32 sums of flash attention's backward); the two buffers of ComfyUI's weight streaming; 5 % of
+all but the weights for fragmentation.
+
+8-bit AdamW is arithmetic: 2 bytes per parameter, and 2 fp32 maxima per block of 256. Offload auto puts as many weights
+on the GPU as the budget leaves, chosen by ComfyUI's own partial loader. ComfyUI's dynamic VRAM decides while it runs,
+and may hold more or fewer.
+
+The check: models that fit here train one step on the CPU in fp32, each in a process of its own. The same tracker
+predicts what that takes above weights, adapters and optimiser states. The CPU's kernels work in place or in buffers of
+a few MB, hence the widths and 1024 image tokens. More than 10 % apart is an error. The check does not cover what only a
+GPU does: fused norms, lists of tensors, and the parts of `predicted` with names of their own.
 
     python -m benchmarks.memory [--json] [--check-only | --predict-only]
 """
@@ -22,7 +30,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 
@@ -30,53 +38,30 @@ import torch
 
 from glance_core.progress import Progress
 
-from .memory_tracker import CPU, Peak, Setup, Training, conditioning, patched, predict, pytorch_attention
-from .process import boot, comfyui, last_line, most_resident
-from .sampling import machine
+from .memory_setups import BUDGETS, CHECKS, FLUX, GB, GUIDED_CFG, QWEN, Setup
+from .memory_step import Peak, TrainingStep, predict
+from .memory_tracker import CPU, conditioning, patched, pytorch_attention
+from .process import boot, comfyui, last_line, machine, peak_memory
+from .report_tables import memory_table
 
-GB = 1e9
 CONTEXT = 0.5 * GB
-CUBLAS = 32 * 2**20  # Hopper; 8 MiB elsewhere
+CUBLAS = 32 * 2**20  # on Hopper; 8 MiB elsewhere
 FRAGMENTED = 0.05
 ALLOWED = 0.1
 OPTIMIZERS = ("adamw", "adamw8bit")
-TRAJECTORY_CFG = 4.0  # with guidance left in the student
-# As ComfyUI detects the published files.
-QWEN = Setup("qwen-image", {"num_layers": 60, "num_attention_heads": 24, "joint_attention_dim": 3584}, (1, 16, 1, 128, 128), 256, 3584)
-FLUX = Setup("flux", {"hidden_size": 3072, "num_heads": 24, "context_in_dim": 4096, "vec_in_dim": 768, "depth": 19, "depth_single_blocks": 38},
-             (1, 16, 128, 128), 512, 4096)  # fmt: skip
-BUDGETS = {"qwen-image": 24 * GB, "flux": 12 * GB}
-_SMALL = {"text": 64, "compute": "fp32", "gpu": False}
-_QWEN_CHECK = replace(QWEN, latent=(1, 16, 1, 64, 64), **_SMALL)
-_FLUX_CHECK = replace(FLUX, latent=(1, 16, 64, 64), **_SMALL)
-
-
-def _sized(setup: Setup, heads: int, blocks: int, **changed) -> Setup:
-    """blocks: layers of Qwen-Image; of FLUX double blocks, and twice as many single ones."""
-    if setup.architecture == "flux":
-        size = {"hidden_size": 128 * heads, "num_heads": heads, "depth": blocks, "depth_single_blocks": 2 * blocks}
-    else:
-        size = {"num_attention_heads": heads, "num_layers": blocks}
-    return replace(setup, config=setup.config | size, **changed)
-
-
-# Full width, then narrower with more blocks, where checkpointing shows.
-CHECKS = [
-    _sized(_QWEN_CHECK, 24, 1, stored="fp8"), _sized(_FLUX_CHECK, 24, 1, stored="fp32", checkpointing=False),
-    *(_sized(setup, 8, blocks, stored=stored, checkpointing=checkpointing) for setup, blocks, stored in ((_QWEN_CHECK, 4, "bf16"), (_FLUX_CHECK, 2, "fp8"))
-      for checkpointing in (True, False)),
-]  # fmt: skip
+TRAINING_STEP, TEACHER_CALL = "training step", "teacher's model call"
 
 
 def ready() -> None:
+    """Boot ComfyUI in a worker. One thread each: two threads that wait for each other slow down beside other work."""
     boot()
-    torch.set_num_threads(1)  # two that wait for each other are slower wherever other work runs
+    torch.set_num_threads(1)
 
 
 def extras(setup: Setup, peak: Peak) -> dict[str, float]:
-    """Bytes that the tracker cannot see, by name."""
+    """Return the bytes that the tracker cannot see, by name."""
     batch = 2 if setup.cfg > 1 else 1
-    tokens = setup.text + setup.latent[-1] * setup.latent[-2] // 4
+    tokens = setup.text_tokens + setup.latent[-1] * setup.latent[-2] // 4
     attention = batch * tokens * 24 * (128 + 1) * 4 if setup.train else 0  # fp32 sums of dq and of its rows
     return {
         "context": CONTEXT,
@@ -87,19 +72,29 @@ def extras(setup: Setup, peak: Peak) -> dict[str, float]:
 
 
 def eight_bit(peak: Peak) -> Peak:
-    """bitsandbytes' AdamW: two states of a byte, two fp32 maxima a block of 256, and an update in place beside the gradients."""
+    """Return the peak with the AdamW of bitsandbytes, which updates in place beside the gradients.
+
+    It has two states of one byte per parameter, and two fp32 maxima per block of 256.
+    """
     numbers = peak.adapters // 4
     return replace(peak, optimizer=2 * numbers + 8 * -(-numbers // 256), update=peak.adapters)
 
 
-def predicted(setup: Setup, peak: Peak) -> float:
+def with_optimizer(peak: Peak, optimizer: str | None) -> Peak:
+    """Return the peak with this optimiser instead of AdamW."""
+    return eight_bit(peak) if optimizer == "adamw8bit" else peak
+
+
+def predicted_bytes(setup: Setup, peak: Peak) -> float:
+    """Return the peak and all that the tracker cannot see."""
     return peak.total + sum(extras(setup, peak).values())
 
 
 def row(setup: Setup, peak: Peak, offload: str, optimizer: str | None) -> dict:
+    """Return one prediction as plain values."""
     return {
         "model": setup.architecture,
-        "pass": "training step" if setup.train else "teacher forward",
+        "pass": TRAINING_STEP if setup.train else TEACHER_CALL,
         "stored": setup.stored,
         "checkpointing": setup.checkpointing if setup.train else None,
         "offload": offload,
@@ -111,35 +106,44 @@ def row(setup: Setup, peak: Peak, offload: str, optimizer: str | None) -> dict:
         "optimizer_gb": round(peak.optimizer / GB, 3),
         "activations_gb": round(peak.activations / GB, 3),
         **{f"{name}_gb": round(value / GB, 3) for name, value in extras(setup, peak).items()},
-        "predicted_gb": round(predicted(setup, peak) / GB, 3),
+        "predicted_gb": round(predicted_bytes(setup, peak) / GB, 3),
     }
 
 
 def predictions(pool: ProcessPoolExecutor) -> list[dict]:
-    """Every configuration with all weights on the GPU and with none; then, where that fits the budget, with as many as fit."""
+    """Return a row for every setup with all weights on the GPU, with none, and with as many as fit the budget."""
     training = [
-        replace(model, stored=stored, checkpointing=kept) for model in (QWEN, FLUX) for stored in ("bf16", "fp8") for kept in (True, False)
+        replace(model, stored=stored, checkpointing=checkpointing)
+        for model in (QWEN, FLUX)
+        for stored in ("bf16", "fp8")
+        for checkpointing in (True, False)
     ]
-    guided = [replace(QWEN, stored="fp8", cfg=TRAJECTORY_CFG)]
+    guided = [replace(QWEN, stored="fp8", cfg=GUIDED_CFG)]
     teacher = [replace(setup, train=False) for setup in (*guided, replace(FLUX, stored="fp8"))]
     ends = [(setup, offload) for setup in training + guided + teacher for offload in ("none", "all")]
     asked = [replace(setup, resident=None if offload == "none" else 0) for setup, offload in ends]
-    found = _ran(pool, "predicting", asked)
+    found = _predict_all(pool, "predicting", asked)
     rows, between = [], []
     for (setup, offload), held, peak in zip(ends, asked, found, strict=True):
         for optimizer in OPTIMIZERS if setup.train else (None,):
-            own = eight_bit(peak) if optimizer == "adamw8bit" else peak
+            own = with_optimizer(peak, optimizer)
             rows.append(row(held, own, offload, optimizer))
-            room = BUDGETS[setup.architecture] - predicted(held, own)
+            room = BUDGETS[setup.architecture] - predicted_bytes(held, own)
             if optimizer and offload == "all" and room > 0:
                 between.append((replace(setup, resident=int(room)), optimizer))
-    for (setup, optimizer), peak in zip(between, _ran(pool, "filling budgets", [setup for setup, _ in between]), strict=True):
-        rows.append(row(setup, eight_bit(peak) if optimizer == "adamw8bit" else peak, "auto", optimizer))
-    return sorted(rows, key=lambda r: (r["model"] == "flux", r["pass"] != "training step", r["cfg"], not r["checkpointing"], r["stored"]))
+    filled = _predict_all(pool, "filling budgets", [setup for setup, _ in between])
+    for (setup, optimizer), peak in zip(between, filled, strict=True):
+        rows.append(row(setup, with_optimizer(peak, optimizer), "auto", optimizer))
+    return sorted(rows, key=_place)
 
 
-def _ran(pool: ProcessPoolExecutor, what: str, setups: list[Setup]) -> list[Peak]:
-    with Progress(what, len(setups)) as bar:
+def _place(row: dict) -> tuple:
+    """Return where a row stands in the table."""
+    return row["model"] == "flux", row["pass"] != TRAINING_STEP, row["cfg"], not row["checkpointing"], row["stored"]
+
+
+def _predict_all(pool: ProcessPoolExecutor, title: str, setups: Sequence[Setup]) -> list[Peak]:
+    with Progress(title, len(setups)) as bar:
         results = []
         for setup, peak in zip(setups, pool.map(predict, setups), strict=True):
             bar.step(f"{setup.architecture}, {setup.stored}")
@@ -148,33 +152,35 @@ def _ran(pool: ProcessPoolExecutor, what: str, setups: list[Setup]) -> list[Peak
 
 
 def measure(setup: Setup) -> int:
-    """The same step for real on the CPU: the most anonymous resident memory (bytes) above what was there before it.
+    """Return the most anonymous resident memory (bytes) that the same step takes for real, on the CPU.
 
-    It is run once before: the first step also pays for optimiser state and for kernels that the maths library compiles and keeps.
+    A step runs before it, because the first also pays for optimiser states and for kernels that the maths library
+    compiles and keeps.
     """
-    import tiny
+    import tiny_models
 
+    host = comfyui.pack_module("nodes.host.training_model")
     stored, cast = setup.dtypes
-    patcher = tiny.build(setup.architecture, dtype=stored, manual_cast=cast, **setup.config)
-    found: list[int] = []
+    patcher = tiny_models.build(setup.architecture, dtype=stored, manual_cast=cast, **setup.config)
 
-    def work(conditioned, _) -> None:
-        training = Training(setup, patcher, conditioned, CPU)
-        training.step()
-        with most_resident() as peak:
-            training.step()
-        found.append(peak[0])
+    def work(conditioned, _) -> int:
+        step = TrainingStep(setup, patcher, conditioned, CPU)
+        step.run()
+        with peak_memory() as peak:
+            step.run()
+        return peak.bytes
 
     prompts = conditioning(setup)
+    inputs = host.TrainingInputs(patcher, prompts, prompts, torch.zeros(setup.latent), 0, offload="none")
     with patched(*pytorch_attention()):
-        comfyui.pack_module("nodes.student").run(patcher, prompts, prompts, torch.zeros(setup.latent), 0, "none", 0, work)
-    return found[0]
+        return host.with_loaded_model(inputs, work)
 
 
 def check(setup: Setup) -> dict:
-    """Predicted here, measured in a process of its own whose allocator hands freed tensors back at once."""
+    """Return what is predicted here and what is measured in a process of its own."""
     expected, measured = predict(setup).activations, float(last_line("memory", "--measure", json.dumps(asdict(setup))))
-    blocks = "+".join(str(setup.config[key]) for key in ("num_layers", "depth", "depth_single_blocks") if key in setup.config)
+    sizes = [setup.config[key] for key in ("num_layers", "depth", "depth_single_blocks") if key in setup.config]
+    blocks = "+".join(map(str, sizes))
     heads = setup.config.get("num_heads") or setup.config["num_attention_heads"]
     return {
         "model": f"{setup.architecture}, {blocks} blocks of {heads} heads",
@@ -187,6 +193,7 @@ def check(setup: Setup) -> dict:
 
 
 def checks(setups: Iterable[Setup]) -> list[dict]:
+    """Return the check of each setup."""
     setups = list(setups)
     with Progress("checking", len(setups)) as bar:
         results = []
@@ -194,47 +201,6 @@ def checks(setups: Iterable[Setup]) -> list[dict]:
             results.append(check(setup))
             bar.step(f"{results[-1]['model']}: {results[-1]['ratio']:.3f}")
         return results
-
-
-def table(rows: list[dict], columns: dict[str, Callable[[dict], str]]) -> str:
-    cells = [list(columns), *([show(row) for show in columns.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
-
-def shown(result: dict) -> str:
-    def gb(name: str) -> Callable[[dict], str]:
-        return lambda row: f"{row[name + '_gb']:.2f}"
-
-    parts = []
-    if result["rows"]:
-        columns = {name: lambda row, name=name: str(row[name] or "-") for name in ("model", "pass", "stored")}
-        columns |= {"kept": lambda row: {True: "block inputs", False: "everything", None: "-"}[row["checkpointing"]]}
-        columns |= {
-            "offload": lambda row: row["offload"],
-            "optimizer": lambda row: row["optimizer"] or "-",
-            "cfg": lambda row: f"{row['cfg']:g}",
-        }
-        named = {
-            "weights": "resident_weights",
-            "adapters": "adapters",
-            "states": "optimizer",
-            "activations": "activations",
-            "tracked": "tracked",
-        }
-        columns |= {title: gb(name) for title, name in named.items()}
-        columns |= {"extras": lambda row: f"{row['predicted_gb'] - row['tracked_gb']:.2f}", "predicted, GB": gb("predicted")}
-        parts.append(table(result["rows"], columns))
-    if result["check"]:
-        columns = {
-            "model": lambda row: row["model"],
-            "stored": lambda row: row["stored"],
-            "checkpointing": lambda row: str(row["checkpointing"]),
-        }
-        columns |= {"predicted, MB": lambda row: f"{row['predicted_mb']:.1f}", "measured, MB": lambda row: f"{row['measured_mb']:.1f}"}
-        parts.append(table(result["check"], columns | {"ratio": lambda row: f"{row['ratio']:.3f}"}))
-    return "\n\n".join([*parts, result["machine"]])
 
 
 def main() -> int:
@@ -252,14 +218,15 @@ def main() -> int:
         return 0
     rows = []
     if not options.check_only:
-        with ProcessPoolExecutor(min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn"), initializer=ready) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(2, os.cpu_count() or 1), context, initializer=ready) as pool:
             rows = predictions(pool)
     compared = [] if options.predict_only else checks(CHECKS)
-    result = {"machine": machine(), "rows": rows, "check": compared}
-    print(json.dumps(result) if options.json else shown(result))
+    found = {"machine": machine(), "rows": rows, "check": compared}
+    print(json.dumps(found) if options.json else f"{memory_table(found)}\n\n{found['machine']}")
     wrong = [each for each in compared if abs(each["ratio"] - 1) > ALLOWED]
     for each in wrong:
-        print(f"error: {each['model']} is predicted at {each['ratio']:.2f} of what it takes", file=sys.stderr)
+        print(f"error: {each['model']}: predicted is {each['ratio']:.2f} of measured", file=sys.stderr)
     return 1 if wrong else 0
 
 

@@ -1,9 +1,10 @@
-"""Pairs trained on the embedded model, judged on unseen prompts beside the bare base, over several seeds: trajectory from a few prompts, and
-the paper's loss on one picture. ± is one standard error over prompts; gain is paired to the base's uniform walk with as many steps, or, with
-another objective alone, to the searched control.
+"""Pairs trained on the embedded model, judged on unseen prompts beside the base, over several seeds of training.
+
+By default: teacher_forced from a few prompts, and the paper's loss on one picture. ± is one standard error over
+prompts. With the default, gain is paired to the base on as many even steps, and otherwise to the searched control.
 
     python -m benchmarks.pairs [--json] [--seeds 3] [--prompts 16] [--judged 1024]
-    python -m benchmarks.pairs --objective "end to end" --prompts 64 --runs 384 --steps 240
+    python -m benchmarks.pairs --objective end_to_end --prompts 64 --runs 384 --steps 240
 """
 
 from __future__ import annotations
@@ -13,86 +14,121 @@ import sys
 import time
 from collections.abc import Iterator
 
+from torch import Tensor
+
+from glance_core.allocator import keep_freed_memory
 from glance_core.errors import GlanceError
-from glance_core.memory import keep_freed_memory
-from glance_core.objectives import FLOW, OBJECTIVES, TRAJECTORY
 from glance_core.progress import Progress
 from glance_core.tiny import load_evaluator
+from glance_core.tiny.distillation import PairSettings, pair_method, train
 from glance_core.tiny.examples import Examples, drawn, own_picture, with_noise
 from glance_core.tiny.judging import Judge, Row, as_json, table
-from glance_core.tiny.methods import WALKS, Method, searched_control
+from glance_core.tiny.methods import SPLITS, Method, searched_control
 from glance_core.tiny.painting import Painter, load_references, reference_prompts
-from glance_core.tiny.pair import PairSettings, sampled, train
+from glance_core.training.objectives import Objective
+
+FLOW_STEPS = 60
+OBJECTIVES = tuple(str(each) for each in Objective if each is not Objective.FLOW_MATCHING)
 
 
 def rows(options: argparse.Namespace) -> Iterator[tuple[Row, float | None]]:
-    """A row, and the seconds its training took."""
+    """Yield each row with the seconds that its training took."""
     painter, judged = Painter(), options.judged
-    asked, teacher = reference_prompts(judged), load_references(judged)
-    judge = Judge(load_evaluator(), asked.scenes, teacher)
+    prompts, teacher = reference_prompts(judged), load_references(judged)
+    judge = Judge(load_evaluator(), prompts.scenes, teacher)
     yield judge.teacher_row(), None
-    for objective in (TRAJECTORY, FLOW) if options.objective == TRAJECTORY else (options.objective,):
-        settings = [PairSettings(objective, 60 if objective == FLOW else options.steps, seed=seed) for seed in range(options.seeds)]
-        control = None
-        for method, own in methods(objective, settings, options.prompts):
-            begun = time.monotonic()
-            done = train(painter, own, examples(own, options.prompts, options.runs)) if own else None
-            trained = time.monotonic() - begun if own else None
-            if own and done:
-                method = sampled(own, done, method.name)
-            with Progress(method.name, method.forwards * judged) as bar:
-                begun = time.monotonic()
-                pictures = method.paint(painter, asked, done.factors if done else None, lambda forwards, bar=bar: bar.step(count=forwards))
+    for objective in objectives(Objective(options.objective), options.fold_guidance):
+        control: Tensor | None = None
+        for method, own in methods(objective, options):
+            began = time.monotonic()
+            outcome = train(painter, own, examples(own, options.prompts, options.runs)) if own else None
+            trained = time.monotonic() - began if own else None
+            if own and outcome:
+                method = pair_method(own, outcome, method.name)
+            factors = outcome.factors if outcome else None
+            with Progress(method.name, method.nfe * judged) as bar:
+                began = time.monotonic()
+                pictures = method.paint(painter, prompts, factors, lambda calls, bar=bar: bar.step(count=calls))
             control = pictures if control is None else control
-            row = judge.row(method.name, pictures, method.steps, method.forwards, time.monotonic() - begun, control)
-            yield row, trained
+            seconds = time.monotonic() - began
+            yield judge.row(method.name, pictures, method.steps, method.nfe, seconds, control), trained
 
 
-def methods(objective: str, settings: list[PairSettings], prompts: int) -> list[tuple[Method, PairSettings | None]]:
-    """What is compared, the first being what gain is paired to, and how each pair is trained."""
-    way = settings[0].way
-    if objective in (TRAJECTORY, FLOW):
-        count = len(way.split.steps)
-        bare = [Method(f"base, {count} uniform", WALKS[count]["uniform"]), Method("base, the pair's steps", way.split, way.bare)]
-        bare[1:1] = [searched_control()] if objective == TRAJECTORY else []
-    else:
-        bare = [searched_control()]
-    name = "paper's loss, 1 picture" if objective == FLOW else f"{objective}, {prompts} prompts"
-    return [(method, None) for method in bare] + [(Method(f"{name}, seed {own.seed}", way.split, way.guidance), own) for own in settings]
+def objectives(chosen: Objective, fold_guidance: bool) -> tuple[Objective, ...]:
+    """Return what to train: the chosen objective, and the paper's loss beside the default one."""
+    if chosen is Objective.TEACHER_FORCED and not fold_guidance:
+        return chosen, Objective.FLOW_MATCHING
+    return (chosen,)
+
+
+def methods(objective: Objective, options: argparse.Namespace) -> list[tuple[Method, PairSettings | None]]:
+    """Return what to compare, and how each pair is trained. Gain is paired to the first."""
+    steps = FLOW_STEPS if objective is Objective.FLOW_MATCHING else options.steps
+    settings = [
+        PairSettings(objective, fold_guidance=options.fold_guidance, steps=steps, seed=seed)
+        for seed in range(options.seeds)
+    ]
+    own = settings[0].student_steps
+    untrained = [searched_control()]
+    if not objective.is_rollout and not options.fold_guidance:
+        count = len(own.split.steps)
+        uniform = Method(f"base, {count} uniform", SPLITS[count]["uniform"])
+        controls = untrained if objective is Objective.TEACHER_FORCED else []
+        untrained = [uniform, *controls, Method("base, the pair's steps", own.split, own.base_cfg)]
+    folded = ", guidance folded in" if options.fold_guidance else ""
+    name = f"{objective}{folded}, {options.prompts} prompts"
+    if objective is Objective.FLOW_MATCHING:
+        name = "paper's loss, 1 picture"
+    trained = [(Method(f"{name}, seed {each.seed}", own.split, own.cfg), each) for each in settings]
+    return [*((method, None) for method in untrained), *trained]
 
 
 def examples(settings: PairSettings, prompts: int, runs: int) -> Examples:
-    """Prompts of the training world with noise for at least so many runs of the teacher, or one of its pictures with its caption, by the seed."""
-    if settings.objective != FLOW:
-        return with_noise(drawn(prompts, settings.seed), settings.seed, -(-runs // prompts))
-    return own_picture(settings.seed)
+    """Return what to train on, by the seed.
+
+    That is prompts of the training world with noise for at least `runs` runs of the teacher. For the paper's loss it is
+    a picture of that world with its caption.
+    """
+    if settings.objective == Objective.FLOW_MATCHING:
+        return own_picture(settings.seed)
+    return with_noise(drawn(prompts, settings.seed), settings.seed, -(-runs // prompts))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pairs", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each training (default 3)")
-    parser.add_argument(
-        "--objective", choices=OBJECTIVES[:-1], default=TRAJECTORY, help="(default trajectory, with the paper's loss beside it)"
-    )
-    parser.add_argument("--prompts", type=int, default=16, help="to learn from (default 16)")
-    parser.add_argument("--runs", type=int, default=160, help="of the teacher to learn from, shared among the prompts (default 160)")
-    parser.add_argument("--judged", type=int, default=1024, help="unseen prompts (default 1024)")
-    parser.add_argument("--steps", type=int, default=50, help="of each phase; of both at once on whole walks (default 50)")
-    options = parser.parse_args()
+    """Print the table or its JSON, and return the exit status."""
+    options = _parser().parse_args()
     keep_freed_memory()
     try:
         found = list(rows(options))
     except GlanceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    lines = [row for row, _ in found]
     seconds = {row.method: round(trained, 1) for row, trained in found if trained is not None}
     if options.json:
-        print(as_json([row for row, _ in found], trained_seconds=seconds, judged=options.judged, prompts=options.prompts))
+        print(as_json(lines, trained_seconds=seconds, judged=options.judged, prompts=options.prompts))
         return 0
-    print(table([row for row, _ in found]))
-    print("seconds of training, the teacher's runs included: " + ", ".join(f"{name} {value:g}" for name, value in seconds.items()))
+    print(table(lines))
+    runs = ", ".join(f"{name} {value:g}" for name, value in seconds.items())
+    print(f"seconds of training, with the teacher's runs: {runs}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pairs", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--json", action="store_true", help="print JSON instead of the table")
+    add("--seeds", type=int, default=3, help="runs of each training (default 3)")
+    objective_help = "(default teacher_forced, with the paper's loss beside it)"
+    add("--objective", choices=OBJECTIVES, default=str(Objective.TEACHER_FORCED), help=objective_help)
+    add("--fold-guidance", action="store_true", help="train pairs that sample without guidance")
+    add("--prompts", type=int, default=16, help="to learn from (default 16)")
+    add("--runs", type=int, default=160, help="runs of the teacher, shared among the prompts (default 160)")
+    add("--judged", type=int, default=1024, help="unseen prompts (default 1024)")
+    steps_help = "of each phase, or of both at once for an objective with a solver (default 50)"
+    add("--steps", type=int, default=50, help=steps_help)
+    return parser
 
 
 if __name__ == "__main__":

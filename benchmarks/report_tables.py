@@ -1,27 +1,46 @@
-"""Markdown of what each benchmark's JSON holds, and the limits that it is held against."""
+"""Markdown tables of what each benchmark's JSON holds. Needs no torch."""
 
 from __future__ import annotations
 
-from math import comb
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .quality_table import table as quality_table
+Found = dict[str, Any]  # the JSON of a benchmark
+Row = dict[str, Any]
 
 SAMPLED = {
-    "base": "bare base", "phase_split": "**this pack**", "chained": "two samplers, a LoRA merged for each", "core_hooks": "LoRA hooks with keyframes",
+    "base": "base",
+    "phase_split": "**this pack**",
+    "chained": "two samplers, a LoRA merged for each",
+    "core_hooks": "LoRA hooks with keyframes",
     "core_bypass": "bypass LoRA (one adapter, cannot switch)",
-}  # fmt: skip
-TRAINED = {"ours": "**this pack**", "peft": "PEFT loop", "core": "Train LoRA", "core_bypass": "Train LoRA with bypass"}
-STEP, LOADING, PREDICTED = 1.03, 0.3, 0.1  # the pair's step to the bare one; seconds of ComfyUI's start; of memory
-CHANCE = 0.05  # of so many rounds, or more, won by either of two that are equally quick: below it the difference is not called a tie
-Found = dict[str, Any]
+}
+TRAINED = {
+    "ours": "**this pack**",
+    "peft": "PEFT loop",
+    "core": "Train LoRA",
+    "core_bypass": "Train LoRA with bypass",
+}
+_KEPT = {True: "block inputs", False: "everything", None: "-"}  # for backward, with checkpointing and without
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
-def ratio(row: Found, name: str, digits: int = 3) -> str:
+def aligned_table(columns: dict[str, Callable[[Row], str]], rows: Sequence[Row]) -> str:
+    """Return a Markdown table with columns of even width, also for reading as text."""
+    cells = [list(columns), *([show(row) for show in columns.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def ratio(row: Row, name: str, digits: int = 3) -> str:
+    """Return a median with its spread over rounds."""
     if row[name] is None:
         return "-"
     low, high = row["ratio_spread"]
@@ -29,58 +48,108 @@ def ratio(row: Found, name: str, digits: int = 3) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
+    """Return a number as text, or a dash."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def sampling(found: Found) -> str:
-    head = ["method", "", "ratio to base", "seconds", "switch, ms", "extra memory, MB", "pair, MB", "rounds"]
-    rows = []
-    for row in found["rows"]:
-        method, dtype = row["method"].split("/")
-        digits = 3 if method == "phase_split" else 0
-        pair = None if method == "base" else row["pair_mb"]
-        rows.append([
-            SAMPLED[method], dtype, ratio(row, "ratio_to_base"), number(row["seconds"], 1), number(row["switch_ms"], digits), number(row["extra_mb"], 0),
-            number(pair, 0), str(row["rounds"]),
-        ])  # fmt: skip
-    return table(head, rows)
+def sampling_table(found: Found) -> str:
+    """Return the table of benchmarks.sampling_speed."""
+    head = ["method", "dtype", "ratio to base", "seconds", "switch, ms", "extra memory, MB", "pair, MB", "rounds"]
+    return table(head, [_sampling_cells(row) for row in found["rows"]])
 
 
-def growth(found: Found) -> str:
-    head = ["what changes", "", "ratio to bare", "bare step, s", "pair's step, s", "pair, MB"]
-    return table(
-        head,
+def _sampling_cells(row: Row) -> list[str]:
+    method, dtype = row["method"].split("/")
+    return [
+        SAMPLED[method],
+        dtype,
+        ratio(row, "ratio_to_base"),
+        number(row["seconds"], 1),
+        number(row["switch_ms"], 3 if method == "phase_split" else 0),
+        number(row["extra_mb"], 0),
+        number(None if method == "base" else row["pair_mb"], 0),
+        str(row["rounds"]),
+    ]
+
+
+def growth_table(found: Found) -> str:
+    """Return the table of benchmarks.growth."""
+    head = ["what changes", "to", "ratio to base", "step of the base, s", "step of the pair, s", "pair, MB"]
+    rows = [
         [
-            [row["axis"], str(row["value"]), ratio(row, "ratio_to_bare"), number(row["seconds_bare"], 3), number(row["seconds_pair"], 3), number(row["pair_mb"], 1)]
-            for row in found["rows"]
-        ],
-    ) + f"\n\n{found['dtype']}, {found['rounds']} rounds."  # fmt: skip
+            row["axis"],
+            str(row["value"]),
+            ratio(row, "ratio_to_base"),
+            number(row["seconds_base"], 3),
+            number(row["seconds_pair"], 3),
+            number(row["pair_mb"], 1),
+        ]
+        for row in found["rows"]
+    ]
+    return f"{table(head, rows)}\n\n{found['dtype']}, {found['rounds']} rounds."
 
 
-def training(found: Found) -> str:
-    head = ["model", "stored in", "checkpointing", "method", "ratio to this pack", "s a step", "MB", "rounds", "quicker in", ""]
-    rows = []
-    for row in found["rows"]:
-        compared = "1" if row["method"] == "ours" else ratio(row, "ratio_to_ours", 2)
-        method = TRAINED[row["method"]]
-        rows.append([
-            row["model"], row["dtype"], "yes" if row["checkpointing"] else "no", method, compared, number(row["seconds_per_step"], 3), number(row["peak_mb"], 0),
-            str(row["rounds"]), "-" if row["method"] == "ours" else number(row["quicker"], 0), row["note"],
-        ])  # fmt: skip
-    return table(head, rows)
+def training_table(found: Found) -> str:
+    """Return the table of benchmarks.training_speed."""
+    head = [
+        *("model", "stored in", "checkpointing", "method", "ratio to this pack", "s per step", "MB", "rounds"),
+        *("faster in", "note"),
+    ]
+    return table(head, [_training_cells(row) for row in found["rows"]])
 
 
-def memory(found: Found) -> str:
-    from .memory import shown
+def _training_cells(row: Row) -> list[str]:
+    ours = row["method"] == "ours"
+    return [
+        row["model"],
+        row["dtype"],
+        "yes" if row["checkpointing"] else "no",
+        TRAINED[row["method"]],
+        "1" if ours else ratio(row, "ratio_to_ours", 2),
+        number(row["seconds_per_step"], 3),
+        number(row["peak_mb"], 0),
+        str(row["rounds"]),
+        "-" if ours else number(row["faster"], 0),
+        row["note"],
+    ]
 
-    return shown(found).removesuffix(found["machine"]).strip()
+
+def memory_table(found: Found) -> str:
+    """Return the tables of benchmarks.memory: the predictions, and the check."""
+
+    def gb(name: str) -> Callable[[Row], str]:
+        return lambda row: f"{row[name + '_gb']:.2f}"
+
+    predictions = {
+        "model": lambda row: row["model"],
+        "pass": lambda row: row["pass"],
+        "stored": lambda row: row["stored"],
+        "kept": lambda row: _KEPT[row["checkpointing"]],
+        "offload": lambda row: row["offload"],
+        "optimizer": lambda row: row["optimizer"] or "-",
+        "cfg": lambda row: f"{row['cfg']:g}",
+        "weights": gb("resident_weights"),
+        "adapters": gb("adapters"),
+        "states": gb("optimizer"),
+        "activations": gb("activations"),
+        "tracked": gb("tracked"),
+        "extras": lambda row: f"{row['predicted_gb'] - row['tracked_gb']:.2f}",
+        "predicted, GB": gb("predicted"),
+    }
+    check = {
+        "model": lambda row: row["model"],
+        "stored": lambda row: row["stored"],
+        "checkpointing": lambda row: str(row["checkpointing"]),
+        "predicted, MB": lambda row: f"{row['predicted_mb']:.1f}",
+        "measured, MB": lambda row: f"{row['measured_mb']:.1f}",
+        "ratio": lambda row: f"{row['ratio']:.3f}",
+    }
+    parts = ((predictions, found["rows"]), (check, found["check"]))
+    return "\n\n".join(aligned_table(columns, rows) for columns, rows in parts if rows)
 
 
-def quality(found: Found) -> str:
-    return quality_table(found, 10)
-
-
-def startup(found: Found) -> str:
+def startup_table(found: Found) -> str:
+    """Return the table of benchmarks.startup."""
     head = ["pack", "start, s", "CPU, s", "added to none, CPU s (min .. max)", "loading, s"]
     rows = []
     for row in found["rows"]:
@@ -89,62 +158,3 @@ def startup(found: Found) -> str:
         name = "**this pack**" if row["pack"] == "glance" else row["pack"]
         rows.append([name, number(row["seconds"], 2), number(row["cpu_seconds"], 2), added, number(row["loading"], 2)])
     return f"{table(head, rows)}\n\n{found['rounds']} starts of each."
-
-
-def _held(what: str, limit: str, value: str | None, holds: str) -> list[str]:
-    return [what, limit, value or "not measured yet", holds if value else "-"]
-
-
-def _step(found: Found | None) -> list[list[str]]:
-    rows = [row for row in (found or {"rows": []})["rows"] if (row["axis"], row["value"]) == ("tokens", 4096)]
-    value, holds = (ratio(rows[0], "ratio_to_bare"), "yes" if rows[0]["ratio_to_bare"] <= STEP else "no") if rows else (None, "")
-    return [_held("the pair's step to the bare one, 4096 tokens, rank 32", f"at most {STEP}", value, holds)]
-
-
-def chance(won: int, rounds: int) -> float:
-    """Two-sided sign test: the probability that of two equally quick methods one wins so many of the rounds, or more."""
-    return min(1.0, 2 * sum(comb(rounds, k) for k in range(max(won, rounds - won), rounds + 1)) / 2**rounds)
-
-
-def _training(found: Found | None) -> list[list[str]]:
-    """One line if no rival is quicker by its median, else one for each that is."""
-    what, limit = "a rival's training step to this pack's", "at least 1"
-    if not found:
-        return [_held(what, limit, None, "")]
-    compared = [row for row in found["rows"] if row["method"] != "ours" and row["ratio_to_ours"]]
-    quicker = [row for row in compared if row["ratio_to_ours"] < 1]
-    if not quicker:
-        return [_held(what, limit, f"{min(row['ratio_to_ours'] for row in compared):.2f} and more", "yes")]
-    own = {(row["model"], row["dtype"], row["checkpointing"]): row["peak_mb"] for row in found["rows"] if row["method"] == "ours"}
-    lines = []
-    for row in quicker:
-        model = row["model"], row["dtype"], row["checkpointing"]
-        memory = f"; {number(row['peak_mb'], 0)} MB to this pack's {number(own[model], 0)}"
-        odds = chance(row["quicker"], row["rounds"])
-        told = f"quicker in {row['quicker']} of {row['rounds']} rounds, p = {odds:.2g}"
-        holds = f"no: {told}" if odds < CHANCE else f"a tie: {told}"
-        name = f"{what}: {TRAINED[row['method']]} on {row['model']}, {row['dtype']}{', checkpointing' * row['checkpointing']}"
-        lines.append(_held(name, limit, ratio(row, "ratio_to_ours", 2) + memory, holds))
-    return lines
-
-
-def _startup(found: Found | None) -> list[list[str]]:
-    value = next((row["loading"] for row in found["rows"] if row["pack"] == "glance"), None) if found else None
-    return [
-        _held(
-            "seconds that ComfyUI takes to load the pack",
-            f"below {LOADING}",
-            value and f"{value:.2f}",
-            "yes" if value and value < LOADING else "no",
-        )
-    ]
-
-
-def _memory(found: Found | None) -> list[list[str]]:
-    ratios = [row["ratio"] for row in found["check"]] if found else []
-    holds = "yes" if all(abs(each - 1) <= PREDICTED for each in ratios) else "no"
-    value = f"{min(ratios):.3f} .. {max(ratios):.3f}" if ratios else None
-    return [_held("predicted memory to measured", f"within {PREDICTED:.0%}", value, holds)]
-
-
-LIMITS = {"growth": _step, "training": _training, "startup": _startup, "memory": _memory}

@@ -1,7 +1,7 @@
-"""What the pack adds to ComfyUI's start: real starts of main.py with the pack, with a pack of one empty file, and with none, in turn.
+"""What the pack adds to ComfyUI's start, from real starts of main.py: with it, with an empty pack, and with none.
 
-Seconds are the whole process's, from its first to its last; `loading` is what ComfyUI itself measures for each pack. CPU seconds (user and system)
-stand beside them, as other work on the machine moves those less.
+The three take turns. Seconds are those of the whole process. `loading` is what ComfyUI itself measures for each pack.
+CPU seconds (user and system) stand beside them, because other work on the machine changes those less.
 
     python -m benchmarks.startup [--json] [--rounds 5]
 """
@@ -20,14 +20,14 @@ import time
 from pathlib import Path
 
 from . import report_tables
-from .process import ROOT, comfyui
-from .sampling import machine
+from .process import NO_COMFYUI, ROOT, comfyui, machine
 
 EMPTY = {
     "pyproject.toml": '[project]\nname = "empty"\nversion = "1.0.0"\n\n[tool.comfy]\nPublisherId = "empty"\n',
     "__init__.py": "NODE_CLASS_MAPPINGS = {}\n",
 }
 PACKS = ("none", "empty", "glance")
+_LOADING = re.compile(r"([\d.]+) seconds: \S*custom_nodes/(?:empty|glance)\b")
 
 
 def main() -> int:
@@ -37,27 +37,24 @@ def main() -> int:
     options = parser.parse_args()
     host = comfyui.find()
     if host is None or options.rounds < 1:
-        print(
-            "error: no ComfyUI found; set COMFYUI_PATH, or put one at ~/ComfyUI" if host is None else "error: give --rounds of at least 1",
-            file=sys.stderr,
-        )
+        print(NO_COMFYUI if host is None else "error: give --rounds of at least 1", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
-        bases = {pack: base(Path(folder) / pack, pack) for pack in PACKS}
+        bases = {pack: base_folder(Path(folder) / pack, pack) for pack in PACKS}
         for each in bases.values():
-            start(host, each)  # compiles what is compiled once
+            start(host, each)  # unmeasured: Python compiles the modules
         runs = {pack: [] for pack in PACKS}
         for _ in range(options.rounds):
             for pack, each in bases.items():
                 runs[pack].append(start(host, each))
     rows = [row(pack, runs[pack], runs["none"]) for pack in PACKS]
     found = {"machine": machine(), "rounds": options.rounds, "rows": rows}
-    print(json.dumps(found) if options.json else f"{report_tables.startup(found)} {found['machine']}.")
+    print(json.dumps(found) if options.json else f"{report_tables.startup_table(found)} {found['machine']}.")
     return 0
 
 
-def base(folder: Path, pack: str) -> Path:
-    """A --base-directory with this pack among its custom nodes."""
+def base_folder(folder: Path, pack: str) -> Path:
+    """Make and return a --base-directory with this pack among its custom nodes."""
     (folder / "custom_nodes").mkdir(parents=True)
     if pack == "glance":
         (folder / "custom_nodes" / "glance").symlink_to(ROOT, target_is_directory=True)
@@ -69,22 +66,25 @@ def base(folder: Path, pack: str) -> Path:
 
 
 def start(host: Path, folder: Path) -> dict[str, float | None]:
-    """Seconds of one start that ends as soon as the server could answer; loading: of the pack, as ComfyUI says."""
-    command = [sys.executable, "main.py", "--cpu", "--quick-test-for-ci", "--base-directory", str(folder), "--disable-api-nodes",
-               "--database-url", "sqlite:///:memory:"]  # fmt: skip
+    """Return the seconds of one start that ends as soon as the server could answer. loading: the pack's, by ComfyUI."""
+    command = [
+        *(sys.executable, "main.py", "--cpu", "--quick-test-for-ci", "--base-directory", str(folder)),
+        *("--disable-api-nodes", "--database-url", "sqlite:///:memory:"),
+    ]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     began, before = time.perf_counter(), os.times()
-    done = subprocess.run(command, cwd=host, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=host, env=environment, capture_output=True, text=True, check=True)
     after = os.times()
-    told = re.search(r"([\d.]+) seconds: \S*custom_nodes/(?:empty|glance)\b", done.stdout + done.stderr)
+    loading = _LOADING.search(done.stdout + done.stderr)
     return {
         "seconds": time.perf_counter() - began,
         "cpu": after.children_user + after.children_system - before.children_user - before.children_system,
-        "loading": float(told.group(1)) if told else None,
+        "loading": float(loading.group(1)) if loading else None,
     }
 
 
 def row(pack: str, runs: list[dict], without: list[dict]) -> dict:
-    """Medians, and the paired difference to the starts without a pack of the same rounds."""
+    """Return medians, and the paired difference to the starts without a pack in the same rounds."""
     added = sorted(one["cpu"] - other["cpu"] for one, other in zip(runs, without, strict=True))
     loading = [run["loading"] for run in runs if run["loading"] is not None]
     return {

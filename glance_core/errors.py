@@ -1,23 +1,25 @@
-"""The package's own exceptions. Each message is one sentence that names the input, the value and the way out."""
+"""The package's exceptions. Each message is one sentence: what is wrong, with the value, then what to do."""
 
 _LONGEST = 1000  # characters
 
 
 def printable(text: str) -> str:
-    """The text on one line, with nothing in it that a terminal obeys or that turns what is read round: files say what they like."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    """Return the text with control characters escaped, so that a file's own words cannot steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 class GlanceError(ValueError):
-    """Anything this package refuses. Caught only at the node or command-line edge."""
+    """Anything that this package refuses. Caught only at the node or command-line edge."""
 
     def __init__(self, message: str) -> None:
-        said = printable(message)
-        super().__init__(said if len(said) <= _LONGEST else f"{said[: _LONGEST // 2]} ... {said[-_LONGEST // 2 :]}")
+        text = printable(message)
+        super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}")
 
 
 class ScheduleError(GlanceError):
-    """A ladder, a split or a denoise value that cannot be sampled."""
+    """Sigmas, a split or a denoise value that cannot be sampled."""
 
 
 class AdapterError(GlanceError):
@@ -25,16 +27,16 @@ class AdapterError(GlanceError):
 
 
 class NameTaken(AdapterError):
-    """A new file whose name another has, perhaps since a moment ago."""
+    """A new file whose name another file has, perhaps only since a moment ago."""
 
 
 class SwitchError(GlanceError):
-    """Low-rank branches that do not fit the live modules they are meant for."""
+    """Low-rank branches that do not fit the modules they are meant for."""
 
 
 class TrainingError(GlanceError):
-    """A training run that cannot start, go on, or be taken up again."""
+    """A training run that cannot start, continue or resume."""
 
 
 class PromptError(GlanceError):
-    """A prompt that the tiny model's language cannot say."""
+    """A prompt that the embedded model's language cannot express."""

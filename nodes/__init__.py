@@ -1,1 +1,1 @@
-"""The host glue: V3 nodes over glance_core. What reaches inside comfy is in host.py and pair.py, and one sampler in samplers.py."""
+"""The nodes: one file per family. Everything that touches the inside of ComfyUI is in host/."""

@@ -1,25 +1,27 @@
-"""GlancePhasePlot: what the teacher does along its path on this model, and the steps and the boundary that follow from it."""
+"""GlancePhasePlot: how the full run moves on this model, and the steps and the boundary that follow from it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
-from ..glance_core.calibration import Settings
-from ..glance_core.objectives import rollout
-from ..glance_core.path import Path, measured
-from ..glance_core.path_plot import plot_path
-from ..glance_core.schedule import PRESETS, TEACHER_STEPS, Split, build_schedule, split_steps
-from ..glance_core.solver import guided
-from ..glance_core.walks import even_steps
-from . import host
-from . import student as glue
-from .live import Live, as_image
-from .loader import CATEGORY
-from .samplers import SETTINGS
-from .teacher import taught_by, teacher_inputs
+from ..glance_core.calibration.calibrate import Settings
+from ..glance_core.calibration.step_selection import TrajectoryProfile, profile_trajectory
+from ..glance_core.plots.trajectory_plot import plot_trajectory
+from ..glance_core.sampling.rollout import Teacher, rollout
+from ..glance_core.sampling.solver import guided_solver
+from ..glance_core.schedule.phase_schedule import build_schedule
+from ..glance_core.schedule.plan import even_steps
+from ..glance_core.schedule.sigmas import TEACHER_STEPS
+from ..glance_core.schedule.split import PRESETS, Split, split_steps
+from .host.host_teacher import host_teacher
+from .host.node_progress import NodeProgress, as_image
+from .host.training_model import Conditioned
+from .inputs import CATEGORY, SETTINGS, batch_input, schedule_input, seed_input, teacher_inputs, teacher_runs_input
+
+Choices = Mapping[str, tuple[int, ...]]
 
 
 class GlancePhasePlot(io.ComfyNode):
@@ -29,67 +31,84 @@ class GlancePhasePlot(io.ComfyNode):
             node_id="GlancePhasePlot",
             display_name="Glance Phase Plot",
             category=CATEGORY,
-            description="Lets the model walk all of its steps, draws how much its velocity turns at each noise level, and suggests the few steps, and the boundary "
-            "between Slow and Fast, that follow its path most closely. Quicker than Calibrate Glance, and less: guidance and solver stay as they are.",
+            description="Runs the model with all of its steps and plots how much its direction changes at each noise "
+            "level. Suggests the steps, and the boundary between Slow and Fast, that follow it best. Faster than "
+            "Calibrate Glance, but it does not choose guidance or solver.",
             search_aliases=["schedule", "phase boundary", "sigmas plot"],
             is_input_list=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *teacher_inputs("A prompt, or several: a list, or combined ones."),
-                io.Int.Input("steps", default=10, min=2, max=1000, tooltip="How many of the teacher's steps to choose."),
-                io.Combo.Input("schedule", options=host.SCHEDULES, tooltip="The teacher's ladder. auto: by the model."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="The noise's seed."),
-                io.Int.Input("teacher_runs", optional=True, advanced=True, default=0, min=0, max=1024, tooltip="Runs of the teacher, on the prompts in turn. 0: one for each prompt."),
-                io.Int.Input("batch_size", optional=True, advanced=True, default=4, min=1, max=1024, tooltip="Pictures at a time."),
+                *teacher_inputs("One prompt or several: a list, or combined."),
+                io.Int.Input("steps", default=10, min=2, max=1000, tooltip="How many steps to choose."),
+                schedule_input(),
+                seed_input(),
+                teacher_runs_input("Full runs, one prompt after the other. 0: one for each prompt."),
+                batch_input(),
             ],
             outputs=[
-                SETTINGS.Output(display_name="settings", tooltip="The suggested steps, for Phase Split Sampler, Glance Scheduler and Train Glance Adapter."),
+                SETTINGS.Output(
+                    display_name="settings",
+                    tooltip="The suggested steps, for Phase Split Sampler, Glance Scheduler and Train Glance Adapter.",
+                ),
                 io.String.Output(display_name="teacher_steps", tooltip="The same as text, Slow before the bar."),
-                io.Image.Output(display_name="plot", tooltip="The path, and the ladders laid over it."),
-                io.String.Output(display_name="report", tooltip="The ladders and their errors."),
+                io.Image.Output(display_name="plot", tooltip="The trajectory, and the steps to choose from."),
+                io.String.Output(display_name="report", tooltip="The steps to choose from, and their errors."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, model: list[Any], positive: list[Any], latent_image: list[Any], cfg: list[float], steps: list[int], schedule: list[str],
-        seed: list[int], negative: list[Any] | None = None, teacher_runs: list[int] | None = None, batch_size: list[int] | None = None,
-    ) -> io.NodeOutput:  # fmt: skip
-        teacher = taught_by(model[0], positive, negative, latent_image[0], cfg[0], schedule[0])
-        total = len(teacher.ladder) - 1
+        cls,
+        model: list[Any],
+        positive: list[Any],
+        latent_image: list[Any],
+        cfg: list[float],
+        steps: list[int],
+        schedule: list[str],
+        seed: list[int],
+        negative: list[Any] | None = None,
+        teacher_runs: list[int] | None = None,
+        batch_size: list[int] | None = None,
+    ) -> io.NodeOutput:
+        teacher = host_teacher(model[0], positive, negative, latent_image[0], cfg[0], schedule[0])
         runs = (teacher_runs or [0])[0] or len(teacher.prompts)
-        live = Live(getattr(cls.hidden, "unique_id", None), runs * total)
-        live.stage("teacher", runs * total)
-        found: list[Path] = []
+        progress = NodeProgress(getattr(cls.hidden, "unique_id", None), runs * teacher.steps)
+        progress.stage("teacher", runs * teacher.steps)
+        sigmas, batch = teacher.sigmas.values, (batch_size or [4])[0]
 
-        def work(conditioned: glue.Conditioned, _: torch.Tensor) -> None:
-            noise = teacher.noise(runs, seed[0])
-            walked = rollout(conditioned.velocity(cfg[0]), noise, teacher.ladder, range(total), (batch_size or [4])[0], live.step)
-            found.append(measured(walked.states, teacher.ladder))
+        def work(conditioned: Conditioned) -> TrajectoryProfile:
+            core = Teacher(conditioned.velocity(cfg[0]), sigmas, batch, progress.tick)
+            found = rollout(core, teacher.noise(runs, seed[0]), range(teacher.steps))
+            return profile_trajectory(found.states, sigmas)
 
-        teacher.run(seed[0], work)
-        path = found[0]
-        best = path.best(steps[0])
-        split = path.split(best)
-        ladders = {"suggested": best, "even": even_steps(steps[0], total)}
-        for slow, fast in PRESETS.values():
-            if slow + fast == steps[0] and total == TEACHER_STEPS:
-                ladders[f"the paper's {slow} + {fast}"] = split_steps(slow, fast).steps
-        settings = Settings(teacher.kind, split, guided(build_schedule(teacher.ladder, split).sigmas, cfg[0]), cfg[0])
-        title = f"{type(model[0].model).__name__}, {total} steps, cfg {cfg[0]:g}, {runs} runs"
-        return io.NodeOutput(
-            settings, str(split), as_image(plot_path(path, ladders, split, title)), _report(path, ladders, split, teacher.kind, runs)
-        )
+        profile = teacher.run(seed[0], work)
+        split = profile.split(profile.best_steps(steps[0]))
+        choices = _choices(split, steps[0], teacher.steps)
+        solver = guided_solver(build_schedule(sigmas, split).sigmas, cfg[0])
+        settings = Settings(teacher.sigmas.rule, split, solver, cfg[0])
+        title = f"{type(model[0].model).__name__}, {teacher.steps} steps, cfg {cfg[0]:g}, {runs} runs"
+        picture = as_image(plot_trajectory(profile, choices, split, title))
+        head = f"teacher: {profile.steps} steps on {teacher.sigmas.rule} sigmas, {runs} runs"
+        return io.NodeOutput(settings, str(split), picture, "\n".join([head, *_lines(profile, choices, split)]))
 
 
-def _report(path: Path, ladders: dict[str, tuple[int, ...]], split: Split, kind: str, runs: int) -> str:
-    lines = [f"teacher: {path.steps} steps on the {kind} ladder, {runs} runs"]
-    lines += [
-        f"{name}: error {path.error(steps):.4g}, teacher steps {', '.join(str(step + 1) for step in steps)}"
-        for name, steps in ladders.items()
+def _choices(split: Split, count: int, teacher_steps: int) -> Choices:
+    """Return the suggested steps, even ones, and the paper's if there are as many."""
+    choices = {"suggested": split.steps, "even": even_steps(count, teacher_steps)}
+    for slow, fast in PRESETS.values():
+        if slow + fast == count and teacher_steps == TEACHER_STEPS:
+            choices[f"the paper's {slow} + {fast}"] = split_steps(slow, fast).steps
+    return choices
+
+
+def _lines(profile: TrajectoryProfile, choices: Choices, split: Split) -> list[str]:
+    lines = [
+        f"{name}: error {profile.error(steps):.4g}, teacher steps {', '.join(str(step + 1) for step in steps)}"
+        for name, steps in choices.items()
     ]
-    slow, fast = path.sigmas[split.slow[-1]], path.sigmas[split.fast[0]]
+    slow, fast = profile.sigmas[split.slow[-1]], profile.sigmas[split.fast[0]]
     lines.append(
-        f"Slow to Fast between sigma {slow:.3f} and {fast:.3f}, where both phases have as much error to make good as can be: {split}"
+        f"switch from Slow to Fast between sigma {slow:.3f} and {fast:.3f}, where both phases have about the same "
+        f"error: {split}"
     )
-    return "\n".join(lines)
+    return lines

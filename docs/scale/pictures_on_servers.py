@@ -1,10 +1,11 @@
-"""Many pictures, or many trainings, on several ComfyUI servers: one graph for every line of a file, each server working through a queue of its own.
+"""Make many pictures, or train many pairs, on several ComfyUI servers: one graph for each line of a file.
 
-    python docs/scale/pictures_on_servers.py graph.json prompts.txt --into 6.text --seed 3.seed --server http://gpu1:8188 --server http://gpu2:8188
+    python docs/scale/pictures_on_servers.py graph.json prompts.txt --into 6.text --seed 3.seed \\
+        --server http://gpu1:8188 --server http://gpu2:8188
 
-graph.json is a workflow saved by *Export (API)*; NODE.INPUT says where a line goes, and a seed that counts up. Each server is kept two graphs ahead,
-so that a slow one gets fewer. What a server that has gone away held is given to the others. Files that the graphs save are fetched into --out.
-Only Python's own library is needed.
+graph.json is a workflow saved by *Export (API)*. NODE.INPUT says where a line goes, and where its number goes.
+Each server gets two graphs ahead, so a slow one gets fewer. If a server stops answering, its graphs go to the others.
+Files that the graphs save are fetched into --out. It needs Python's own library only.
 """
 
 from __future__ import annotations
@@ -22,35 +23,41 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-AHEAD = 2  # graphs in a server's own queue: one that runs, one that waits for it
+AHEAD = 2  # graphs in a server's own queue: one runs, one waits
 Graph = dict[str, Any]
 Job = tuple[int, Graph]
 
 
 class Gone(Exception):
-    """A server that does not answer any more."""
+    """A server that no longer answers."""
 
 
 class Server:
-    """One ComfyUI by its HTTP interface: POST /prompt queues a graph, GET /history/ID says what became of it, GET /view hands out a file."""
+    """One ComfyUI, by its HTTP interface.
+
+    POST /prompt queues a graph, GET /history/ID says how it ended, GET /view returns a file.
+    """
 
     def __init__(self, address: str) -> None:
-        self.address, self.held = address.rstrip("/"), {}  # prompt id -> job
+        self.address = address.rstrip("/")
+        self.held: dict[str, Job] = {}  # by prompt id
 
     def queue(self, job: Job) -> None:
+        """Put the job into the server's queue."""
         self.held[self._json("/prompt", {"prompt": job[1]})["prompt_id"]] = job
 
     def done(self) -> Iterator[tuple[Job, dict[str, Any]]]:
-        """What has ended since the last time, with its history."""
+        """Yield the jobs that ended since the last call, each with its history."""
         for prompt in list(self.held):
             history = self._json(f"/history/{prompt}")
             if prompt in history:
                 yield self.held.pop(prompt), history[prompt]
 
     def files(self, history: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-        """Names and bytes of what the graph saved."""
-        for shown in history["outputs"].values():
-            for each in (file for files in shown.values() if isinstance(files, list) for file in files):
+        """Yield name and bytes of each file that the graph saved."""
+        lists = [files for shown in history["outputs"].values() for files in shown.values() if isinstance(files, list)]
+        for files in lists:
+            for each in files:
                 if isinstance(each, dict) and each.get("type") == "output":
                     yield each["filename"], self._ask("/view?" + urllib.parse.urlencode(each))
 
@@ -63,14 +70,18 @@ class Server:
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.read()
-        except urllib.error.HTTPError as error:  # it answers: the graph is at fault, and would be elsewhere too
-            raise ValueError(f"{self.address} refuses: {error.read().decode(errors='replace')[:500]}") from None
+        except urllib.error.HTTPError as error:  # it answers, so the graph is at fault, on any server
+            raise ValueError(
+                f"{self.address} rejects the graph: {error.read().decode(errors='replace')[:500]}"
+            ) from None
         except OSError as error:
             raise Gone(f"{self.address}: {error}") from None
 
 
-def spread(servers: list[Server], jobs: list[Job], take: Callable[[Server, Job, dict[str, Any]], None], every: float = 1.0) -> list[Job]:
-    """Hand the jobs to the servers and each that ended to `take`. What is left when no server answers any more is returned."""
+def spread(
+    servers: list[Server], jobs: list[Job], take: Callable[[Server, Job, dict[str, Any]], None], every: float = 1.0
+) -> list[Job]:
+    """Give the jobs to the servers, and each job that ended to `take`. Return the jobs that found no server."""
     waiting = deque(jobs)
     while servers and (waiting or any(server.held for server in servers)):
         for server in list(servers):
@@ -89,7 +100,12 @@ def spread(servers: list[Server], jobs: list[Job], take: Callable[[Server, Job, 
 
 
 def graphs(graph: Graph, lines: list[str], into: list[str], seed: str | None) -> Iterator[Job]:
-    """One graph a line: its columns, parted by tabs, go to `into` in turn, and its number to `seed`."""
+    """Yield one graph per line.
+
+    Args:
+        into: the inputs for the line's columns, which tabs separate.
+        seed: the input for the line's number.
+    """
     for number, line in enumerate(lines):
         columns = line.split("\t")
         if len(columns) != len(into):
@@ -103,26 +119,36 @@ def graphs(graph: Graph, lines: list[str], into: list[str], seed: str | None) ->
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("graph", type=Path)
-    parser.add_argument("lines", type=Path, help="a text file, one graph a line; a prompt, or several columns parted by tabs")
-    parser.add_argument(
-        "--into", action="append", required=True, metavar="NODE.INPUT", help="where a line goes; once for each of its columns"
-    )
-    parser.add_argument("--seed", metavar="NODE.INPUT", help="where its number goes, counted from 0")
-    parser.add_argument("--server", action="append", required=True, metavar="URL", help="give it once for each")
-    parser.add_argument("--out", type=Path, default=Path("glance_pictures"), help="folder of the files that are fetched")
-    options = parser.parse_args()
+    """Run all graphs, and return the exit status."""
+    options = _parser().parse_args()
     lines = [line for line in options.lines.read_text(encoding="utf-8").splitlines() if line.strip()]
     try:
-        return run(options, list(graphs(json.loads(options.graph.read_text(encoding="utf-8")), lines, options.into, options.seed)))
+        graph = json.loads(options.graph.read_text(encoding="utf-8"))
+        return run(options, list(graphs(graph, lines, options.into, options.seed)))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("graph", type=Path, help="a workflow saved by Export (API)")
+    add("lines", type=Path, help="a text file with one graph per line: a prompt, or several columns separated by tabs")
+    into_help = "where a line goes; once for each of its columns"
+    add("--into", action="append", required=True, metavar="NODE.INPUT", help=into_help)
+    add("--seed", metavar="NODE.INPUT", help="where the line's number goes, counted from 0")
+    add("--server", action="append", required=True, metavar="URL", help="a server; once for each")
+    add("--out", type=Path, default=Path("glance_pictures"), help="folder for the fetched files")
+    return parser
+
+
 def run(options: argparse.Namespace, jobs: list[Job]) -> int:
-    """Raises ValueError for a graph that a server refuses."""
+    """Run the jobs, fetch their files, and return the exit status.
+
+    Raises:
+        ValueError: for a graph that a server rejects.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
     failed: list[int] = []
@@ -139,8 +165,9 @@ def run(options: argparse.Namespace, jobs: list[Job]) -> int:
 
     began = time.monotonic()
     left = spread([Server(address) for address in options.server], jobs, take)
-    by = ", ".join(f"{address} {count}" for address, count in counts.items())
-    print(f"{sum(counts.values())} of {len(jobs)} graphs done in {time.monotonic() - began:.0f} s ({by or 'no server'})")
+    seconds = time.monotonic() - began
+    by = ", ".join(f"{address} {count}" for address, count in counts.items()) or "no server"
+    print(f"{sum(counts.values())} of {len(jobs)} graphs done in {seconds:.0f} s ({by})")
     if failed or left:
         print(f"error: {len(failed)} failed, {len(left)} found no server", file=sys.stderr)
     return 1 if failed or left else 0

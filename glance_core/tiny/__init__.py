@@ -1,7 +1,7 @@
-"""The embedded default: a FLUX of 2.8 million parameters that paints captioned shapes, with its weights, words and judge.
+"""The embedded model: a FLUX of 2.8 million parameters that paints captioned shapes, with its weights, words and judge.
 
-Everything a claim about quality needs in one place: it opens in ComfyUI as any FLUX file does, samples thousands of pictures on a CPU,
-and every attribute of a picture can be checked.
+It has everything that a claim about quality needs. ComfyUI opens it like any FLUX file, a CPU samples thousands of
+pictures, and every attribute of a picture can be checked.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import GlanceError
-from ..schedule import TEACHER_STEPS, teacher_ladder
-from ..tensor_file import read_tensors
+from ..lora.safetensors_io import read_tensors
+from ..models import MODELS
+from ..schedule.sigmas import TEACHER_STEPS, teacher_sigmas
 from .evaluator import Evaluator
 from .model import PATCH, Flux, FluxConfig
 from .packing import BLOCK, CHANNELS
@@ -31,33 +32,36 @@ EVALUATOR_FILE = FOLDER / "glance_tiny_evaluator.safetensors"
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)
 
-GUIDANCE = 4.0  # the teacher's
-LADDER = "flux"
-BASE = "glance-tiny"  # the architecture that its adapters state
-TEXT_WIDTH = 64
+ROW = MODELS["glance-tiny"]
+GUIDANCE = float(ROW.teacher_cfg or 1)  # the teacher's
 LATENT = (CHANNELS, RESOLUTION // BLOCK, RESOLUTION // BLOCK)
 TOKENS = (RESOLUTION // BLOCK // PATCH) ** 2
 
 
 def load_model(path: Path = MODEL_FILE) -> Flux:
-    """The transformer in fp32, frozen; its depth is read off the file's keys."""
+    """Load the transformer in float32, frozen; its depth follows from the file's keys."""
     weights = _weights(path)
-    depth, single = (len({key.split(".")[1] for key in weights if key.startswith(kind)}) for kind in ("double_blocks.", "single_blocks."))
+    depth, single = (
+        len({key.split(".")[1] for key in weights if key.startswith(kind)})
+        for kind in ("double_blocks.", "single_blocks.")
+    )
     hidden, text_width = weights["txt_in.weight"].shape
     return _filled(Flux(FluxConfig(hidden, depth, single, text_width)), weights)
 
 
 def load_words(path: Path = WORDS_FILE) -> TextTable:
+    """Load the text encoder."""
     weights = _weights(path)
     return _filled(TextTable(weights["word.weight"].shape[1]), weights)
 
 
 def load_evaluator(path: Path = EVALUATOR_FILE) -> Evaluator:
+    """Load the judge of pictures."""
     return _filled(Evaluator(), _weights(path))
 
 
 def trained_how(path: Path = MODEL_FILE) -> dict[str, object]:
-    """The settings a weights file was trained with, from its metadata."""
+    """Return the settings that a weights file was trained with, from its metadata."""
     with safe_open(path, "pt") as file:
         notes: dict[str, object] = json.loads(file.metadata()["glance_tiny"])
     return notes
@@ -66,9 +70,11 @@ def trained_how(path: Path = MODEL_FILE) -> dict[str, object]:
 def _weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise GlanceError(
-            f"{path} is missing; it belongs to the pack, so clone the pack anew or train it with python -m glance_core.tiny.train"
+            f"{path} is missing; clone the pack again, or train it with python -m glance_core.tiny.pretrain"
         )
-    return {name: value.float() if value.is_floating_point() else value for name, value in read_tensors(path)[0].items()}
+    return {
+        name: value.float() if value.is_floating_point() else value for name, value in read_tensors(path)[0].items()
+    }
 
 
 def _filled(model: _Model, weights: dict[str, Tensor]) -> _Model:
@@ -76,6 +82,7 @@ def _filled(model: _Model, weights: dict[str, Tensor]) -> _Model:
     return model.eval().requires_grad_(False)
 
 
-def teacher_sigmas(steps: int = TEACHER_STEPS) -> tuple[float, ...]:
-    """The tiny model's ladder: FLUX's own, at its 64 tokens."""
-    return teacher_ladder(LADDER, steps, tokens=TOKENS)
+def tiny_sigmas(steps: int = TEACHER_STEPS) -> tuple[float, ...]:
+    """Return the teacher's sigmas: FLUX's own, at 64 tokens."""
+    assert ROW.sigma_rule is not None
+    return teacher_sigmas(ROW.sigma_rule.name, steps, tokens=TOKENS)

@@ -1,6 +1,7 @@
-"""The judge of the tiny model's pictures: a small convolutional net that reads every attribute of a scene back from its pixels.
+"""The judge of the tiny model's pictures: a small convolutional net that reads a scene's attributes from its pixels.
 
-It is trained on rendered scenes of all pairs, those held out of the model's training too. Its 64 features serve the Frechet distance.
+It is trained on rendered scenes of all colour-shape pairs, including those held out of the model's training. Its 64
+features serve the Frechet distance.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ _OPPOSITE = torch.tensor([POSITIONS.index(OPPOSITE.get(place, place)) for place 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the evaluator sees: logits of objects (colour, shape and size, any number), of places (colour and position), of the
-    background's texture and ground, and 64 features. Each has one row per picture."""
+    """What the evaluator sees, one row per picture.
+
+    objects: logits of (colour, shape, size), any number. places: logits of (colour, position). texture, ground: logits
+    of the background. features: 64 numbers.
+    """
 
     objects: Tensor
     places: Tensor
@@ -33,9 +37,13 @@ class Reading:
 
 
 class Evaluator(nn.Module):
+    """The judge of pictures."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_conv(3, 32, 2, 4), *_conv(32, 48, 1), *_conv(48, 64, 2), *_conv(64, 96, 1), *_conv(96, 96, 1))
+        self.body = nn.Sequential(
+            *_conv(3, 32, 2, 4), *_conv(32, 48, 1), *_conv(48, 64, 2), *_conv(64, 96, 1), *_conv(96, 96, 1)
+        )
         self.objects = Conv2d(96, OBJECTS, 1)
         self.places = Linear(48 * 16, PLACES)
         self.place_in = Conv2d(96, 48, 1)
@@ -43,13 +51,15 @@ class Evaluator(nn.Module):
         self.features = Conv2d(96, FEATURES // 2, 1)
 
     def forward(self, pixels: Tensor) -> Reading:
-        """pixels (B, 3, 32, 32) in [-1, 1]."""
+        """Read pixels (B, 3, 32, 32) in [-1, 1]."""
         x = self.body(pixels)  # (B, 96, 8, 8)
         mean = x.mean((2, 3))
         where = nn.functional.adaptive_max_pool2d(self.place_in(x).relu(), 4).flatten(1)
         seen = self.features(x).relu()
         features = torch.cat([seen.amax((2, 3)), 3 * seen.mean((2, 3))], 1)
-        return Reading(self.objects(x).amax((2, 3)), self.places(where), self.texture(mean), self.ground(mean), features)
+        return Reading(
+            self.objects(x).amax((2, 3)), self.places(where), self.texture(mean), self.ground(mean), features
+        )
 
 
 def _conv(inside: int, outside: int, stride: int, kernel: int = 3) -> tuple[nn.Module, ...]:
@@ -58,19 +68,19 @@ def _conv(inside: int, outside: int, stride: int, kernel: int = 3) -> tuple[nn.M
 
 @torch.no_grad()
 def read(evaluator: Evaluator, pixels: Tensor, batch: int = 256) -> Reading:
-    """The evaluator's reading of any number of pictures, clamped to what a screen shows."""
+    """Return the evaluator's reading of any number of pictures, clamped to what a screen shows."""
     parts = [evaluator(chunk.clamp(-1, 1)) for chunk in torch.split(pixels, batch)]
     return Reading(*(torch.cat([getattr(part, name) for part in parts]) for name in Reading.__dataclass_fields__))
 
 
 def objects_of(scenes: Scenes) -> Tensor:
-    """Which (colour, shape, size) are in each scene, (n, 72) bool."""
+    """Return which (colour, shape, size) are in each scene, (n, 72) bool."""
     index = (scenes.colour * len(SHAPES) + scenes.shape) * len(SIZES) + scenes.size
     return _hot(index, scenes.two, OBJECTS)
 
 
 def places_of(scenes: Scenes) -> Tensor:
-    """Which (colour, position) are in each scene, (n, 30) bool; the second object lies opposite the first."""
+    """Return which (colour, position) are in each scene, (n, 30) bool. The second object lies opposite the first."""
     position = torch.stack([scenes.position, _OPPOSITE[scenes.position]], 1)
     return _hot(scenes.colour * len(POSITIONS) + position, scenes.two, PLACES)
 
@@ -84,8 +94,12 @@ def _hot(index: Tensor, two: Tensor, width: int) -> Tensor:
 
 
 def judge(reading: Reading, scenes: Scenes) -> dict[str, Tensor]:
-    """Per picture (n,) bool: `objects` (exactly the asked ones, with colour, shape and size), `position` (right, or not asked for),
-    `background` (texture and ground), and `all`."""
+    """Return what is right in each picture, (n,) bool each.
+
+    Returns:
+        objects: exactly the asked ones, with colour, shape and size. position: right, or not asked for.
+        background: texture and ground. all: all three.
+    """
     objects = ((reading.objects > 0) == objects_of(scenes)).all(1)
     position = ((reading.places > 0) == places_of(scenes)).all(1) | ~scenes.stated
     background = (reading.texture.argmax(1) == scenes.texture) & (reading.ground.argmax(1) == scenes.ground)

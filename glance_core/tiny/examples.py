@@ -1,4 +1,4 @@
-"""What a pair for the embedded model is trained on: prompts with the noise that the teacher starts from, or one picture and its caption."""
+"""Training data of a pair for the embedded model: prompts with the teacher's start noise, or one captioned picture."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .painting import draw_prompts
 from .words import parse
 from .world import RESOLUTION, render, sample_scenes
 
-LEAST_RUNS = 192  # of the teacher: fewer prompts get several noises each
+LEAST_RUNS = 192  # runs of the teacher; fewer prompts get several noises each
 _PROMPT_SEED, _NOISE_SEED, _PICTURE_SEED = 10_000, 20_000, 30_000
-_LONGEST = 1_000_000  # bytes of a file of prompts
+_LONGEST = 1_000_000  # bytes of a prompt file
 
 
 @dataclass(frozen=True)
 class Examples:
-    """slots (n, 9): the prompts' words; latents (n, 16, 16, 16): the noise for the teacher to start from, or pictures, packed."""
+    """slots (n, 9): the prompts' words. latents (n, 16, 16, 16): the teacher's start noise, or packed pictures."""
 
     slots: Tensor
     latents: Tensor
@@ -37,17 +37,21 @@ class Examples:
         return len(self.slots)
 
     def digest(self) -> str:
-        """Equal for equal examples alone."""
+        """Return a hash that only equal examples share."""
         return hashlib.sha256(save({"slots": self.slots, "latents": self.latents})).hexdigest()
 
 
 def drawn(count: int, seed: int) -> Tensor:
-    """Slots (count, 9) of prompts of the training world."""
+    """Return slots (count, 9) of prompts of the training world."""
     return draw_prompts(count, _PROMPT_SEED + seed, "seen").slots
 
 
 def read_prompts(path: Path) -> Tensor:
-    """Slots (n, 9) of a text file with one caption per line; empty lines are passed over. Raises PromptError naming file and line."""
+    """Return slots (n, 9) of a text file with one caption per line; empty lines are ignored.
+
+    Raises:
+        PromptError: with file and line.
+    """
     try:
         with open(path, "rb") as file:
             text = file.read(_LONGEST + 1)
@@ -55,7 +59,7 @@ def read_prompts(path: Path) -> Tensor:
     except OSError as error:
         raise PromptError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: is no text in UTF-8; give a text file with one caption per line") from error
+        raise PromptError(f"{path}: is not UTF-8 text; give a text file with one caption per line") from error
     if len(text) > _LONGEST:
         raise PromptError(f"{path}: is longer than {_LONGEST} bytes; give fewer captions")
     slots = []
@@ -66,12 +70,12 @@ def read_prompts(path: Path) -> Tensor:
             except PromptError as error:
                 raise PromptError(f"{path.name}, line {number}: {error}") from error
     if not slots:
-        raise PromptError(f"{path}: holds no caption; write one per line")
+        raise PromptError(f"{path}: does not hold a caption; write one per line")
     return torch.tensor(slots)
 
 
 def with_noise(slots: Tensor, seed: int, noises: int | None = None) -> Examples:
-    """Every prompt with `noises` of its own (default: so many that there are at least 192 runs)."""
+    """Return every prompt with `noises` noises of its own; by default enough for at least 192 runs."""
     noises = max(1, math.ceil(LEAST_RUNS / len(slots))) if noises is None else noises
     if noises < 1:
         raise GlanceError(f"noises is {noises}; give each prompt at least 1")
@@ -81,14 +85,18 @@ def with_noise(slots: Tensor, seed: int, noises: int | None = None) -> Examples:
 
 
 def own_picture(seed: int) -> Examples:
-    """One picture of the training world and its caption."""
+    """Return one picture of the training world and its caption."""
     generator = torch.Generator().manual_seed(_PICTURE_SEED + seed)
     scene = sample_scenes(1, generator, "seen")
     return Examples(scene.slots(), pack(render(scene, generator)))
 
 
 def pictured(path: Path, caption: str) -> Examples:
-    """One picture file, averaged down to 32 x 32 pixels, and its caption. Raises GlanceError for what is no picture."""
+    """Return a picture file, averaged down to 32 x 32 pixels, with its caption.
+
+    Raises:
+        GlanceError: for a file that is not a picture.
+    """
     from PIL import Image, ImageOps
 
     try:
@@ -99,6 +107,7 @@ def pictured(path: Path, caption: str) -> Examples:
         with Image.open(io.BytesIO(data)) as image:
             small = ImageOps.exif_transpose(image).convert("RGB").resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX)
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise GlanceError(f"{path}: is no picture that Pillow can open; give a PNG or JPEG") from error
-    pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(RESOLUTION, RESOLUTION, 3).permute(2, 0, 1)
+        raise GlanceError(f"{path}: is not a picture that Pillow can open; give a PNG or JPEG") from error
+    levels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
+    pixels = levels.view(RESOLUTION, RESOLUTION, 3).permute(2, 0, 1)  # (3, H, W)
     return Examples(torch.tensor([parse(caption)]), pack(pixels[None] / 127.5 - 1), hashlib.sha256(data).hexdigest())

@@ -1,4 +1,4 @@
-"""Judge pictures of the tiny model against the teacher's of the same prompts and noise: one row of a comparison table."""
+"""Judge pictures of the embedded model against the teacher's of the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..metrics import Measure, frechet_measure, paired, psnr
-from ..schedule import TEACHER_STEPS
+from ..evaluation.metrics import Measure, frechet_measure, paired, psnr
+from ..schedule.sigmas import TEACHER_STEPS
 from .evaluator import Evaluator, Reading, judge, read
 from .world import Scenes
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method: steps, forwards (model evaluations per picture) and seconds (per run of all pictures); the rest are measures.
+    """One method in a table.
 
-    psnr (dB) and fd are to the teacher; gain is the psnr paired to the control's. all_right, objects, position, background are shares.
+    nfe: model calls per picture. seconds: for all pictures. psnr (dB) and fd are to the teacher. gain: psnr paired to
+    the control's. all_right, objects, position, background: shares of pictures.
     """
 
     method: str
     steps: int
-    forwards: int
+    nfe: int
     seconds: float | None
     psnr: Measure | None
     all_right: Measure
@@ -34,8 +35,11 @@ class Row:
     gain: Measure | None = None
 
     def describe(self) -> dict[str, object]:
-        """Plain numbers; each measure as [value, standard error]."""
-        return {name: [value.value, value.error] if isinstance(value, Measure) else value for name, value in vars(self).items()}
+        """Return plain values, each measure as [value, standard error]."""
+        return {
+            name: [value.value, value.error] if isinstance(value, Measure) else value
+            for name, value in vars(self).items()
+        }
 
 
 class Judge:
@@ -45,43 +49,59 @@ class Judge:
         self.evaluator, self.scenes, self.teacher = evaluator, scenes, teacher
         self.reading = read(evaluator, teacher)
 
-    def row(self, method: str, pictures: Tensor, steps: int, forwards: int, seconds: float, control: Tensor | None = None) -> Row:
-        """control: pictures of the method that `gain` is paired to."""
+    def row(
+        self, method: str, pictures: Tensor, steps: int, nfe: int, seconds: float, control: Tensor | None = None
+    ) -> Row:
+        """Return a method's row.
+
+        Args:
+            control: pictures of the method that `gain` is paired to.
+        """
         reading = read(self.evaluator, pictures)
-        near = psnr(pictures, self.teacher)
-        gain = paired(near, psnr(control, self.teacher)) if control is not None else None
+        to_teacher = psnr(pictures, self.teacher)
+        gain = paired(to_teacher, psnr(control, self.teacher)) if control is not None else None
         fd = frechet_measure(reading.features, self.reading.features)
-        return Row(method, steps, forwards, seconds, Measure.of(near), *self._right(reading), fd, gain)
+        return Row(method, steps, nfe, seconds, Measure.of(to_teacher), *self._right(reading), fd, gain)
 
     def teacher_row(self) -> Row:
-        """The teacher's own: every step of its ladder, under guidance."""
+        """Return the teacher's own row: every step, under guidance."""
         return Row("teacher", TEACHER_STEPS, 2 * TEACHER_STEPS, None, None, *self._right(self.reading), None)
 
     def _right(self, reading: Reading) -> tuple[Measure, Measure, Measure, Measure]:
-        """The shares of pictures that are right: in all, and by what was asked."""
+        """Return the shares of pictures that are right: in all, and in each part of the prompt."""
         right = {name: Measure.of(column) for name, column in judge(reading, self.scenes).items()}
         return right["all"], right["objects"], right["position"], right["background"]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table that also reads well on a terminal."""
-    head = ["method", "steps", "forwards", "seconds", "PSNR, dB", "gain, dB", "all right", "background", "FD"]
+    """Return the rows as a Markdown table that also reads well on a terminal."""
+    head = ["method", "steps", "model calls", "seconds", "PSNR, dB", "gain, dB", "all right", "background", "FD"]
     body = [
-        [row.method, str(row.steps), str(row.forwards), _plain(row.seconds), _shown(row.psnr, 2), _shown(row.gain, 2, "+"),
-         _shown(row.all_right, 3), _shown(row.background, 3), _shown(row.fd, 3)] for row in rows
-    ]  # fmt: skip
+        [
+            row.method,
+            str(row.steps),
+            str(row.nfe),
+            "-" if row.seconds is None else f"{row.seconds:.1f}",
+            _text(row.psnr, 2),
+            _text(row.gain, 2, "+"),
+            _text(row.all_right, 3),
+            _text(row.background, 3),
+            _text(row.fd, 3),
+        ]
+        for row in rows
+    ]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in [head, *body]]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in [head, *body]
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def as_json(rows: Sequence[Row], **more: object) -> str:
+    """Return the rows and more values as JSON."""
     return json.dumps({**more, "rows": [row.describe() for row in rows]})
 
 
-def _shown(measure: Measure | None, digits: int, sign: str = "") -> str:
+def _text(measure: Measure | None, digits: int, sign: str = "") -> str:
     return "-" if measure is None else f"{measure.value:{sign}.{digits}f} ± {measure.error:.{digits}f}"
-
-
-def _plain(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:.1f}"

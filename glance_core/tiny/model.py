@@ -1,8 +1,10 @@
-"""FLUX.1's transformer in plain torch, small: names and shapes of its published weights, so that ComfyUI opens the same file.
+"""A small FLUX.1 transformer in plain torch. It has the published names and shapes, so ComfyUI opens the same file.
 
-Source: Black Forest Labs, "FLUX.1" (the weights' key names and shapes); Esser et al., arXiv 2403.03206 (double-stream blocks, qk-norm);
-Dehghani et al., arXiv 2302.05442 (parallel attention and mlp of the single-stream blocks); Su et al., arXiv 2104.09864 (RoPE).
-Names: img and txt are the two streams, vec the modulation vector, pe the rotary embedding.
+img and txt are the two streams, vec is the modulation vector, pe the rotary embedding.
+
+Source: Black Forest Labs, "FLUX.1" (key names and shapes of the weights); Esser et al., arXiv 2403.03206 (double-stream
+blocks, qk-norm); Dehghani et al., arXiv 2302.05442 (parallel attention and mlp of the single-stream blocks); Su et al.,
+arXiv 2104.09864 (RoPE).
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from torch.nn import Linear
 
 from .packing import CHANNELS
 
-HEAD = 128  # ComfyUI tells the number of heads from the width: hidden / 128
-AXES = (16, 56, 56)  # of a head's 128 numbers, those that turn with the picture's index, its row and its column
+HEAD = 128  # ComfyUI derives the number of heads from the width: hidden / 128
+AXES = (16, 56, 56)  # how many of a head's 128 numbers turn with the picture's index, its row and its column
 PATCH = 2
 
 
 @dataclass(frozen=True)
 class FluxConfig:
-    """hidden: width, a multiple of 128; depth double-stream blocks, then depth_single single-stream ones."""
+    """hidden: width, a multiple of 128. depth: double-stream blocks. depth_single: single-stream blocks after them."""
 
     hidden: int = 128
     depth: int = 2
@@ -35,11 +37,12 @@ class FluxConfig:
 
     @property
     def heads(self) -> int:
+        """How many attention heads there are."""
         return self.hidden // HEAD
 
 
 class Flux(nn.Module):
-    """velocity(x, sigma, txt, pooled): noise - data, in the model's own latent space."""
+    """The velocity noise - data, in the model's own latent space."""
 
     def __init__(self, config: FluxConfig | None = None) -> None:
         super().__init__()
@@ -54,7 +57,14 @@ class Flux(nn.Module):
         self.final_layer = FinalLayer(c.hidden, token)
 
     def forward(self, x: Tensor, sigma: Tensor, txt: Tensor, pooled: Tensor) -> Tensor:
-        """x (B, 16, h, w), h and w even; sigma (B,) in [0, 1]; txt (B, T, text_width); pooled (B, text_width) -> (B, 16, h, w)."""
+        """Return the velocity (B, 16, h, w).
+
+        Args:
+            x: (B, 16, h, w), h and w even.
+            sigma: (B,) in [0, 1].
+            txt: (B, T, text_width).
+            pooled: (B, text_width).
+        """
         height, width = x.shape[-2] // PATCH, x.shape[-1] // PATCH
         img = self.img_in(F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2))  # (B, N, hidden)
         vec = self.time_in(sigma_embedding(sigma).to(x.dtype)) + self.vector_in(pooled)
@@ -62,7 +72,7 @@ class Flux(nn.Module):
         pe = rotary(height, width, txt.shape[1], self.config.theta, x.device)
         for double in self.double_blocks:
             img, txt = double(img, txt, vec, pe)
-        joined = torch.cat([txt, img], 1)
+        joined = torch.cat([txt, img], 1)  # (B, T + N, hidden)
         for single in self.single_blocks:
             joined = single(joined, vec, pe)
         out = self.final_layer(joined[:, txt.shape[1] :], vec)
@@ -70,6 +80,8 @@ class Flux(nn.Module):
 
 
 class Embedder(nn.Module):
+    """Two Linears with SiLU between."""
+
     def __init__(self, inside: int, hidden: int) -> None:
         super().__init__()
         self.in_layer = Linear(inside, hidden)
@@ -81,17 +93,21 @@ class Embedder(nn.Module):
 
 
 class Modulation(nn.Module):
+    """Shifts, scales and gates from the modulation vector."""
+
     def __init__(self, hidden: int, parts: int) -> None:
         super().__init__()
         self.parts = parts
         self.lin = Linear(hidden, parts * hidden)
 
     def forward(self, vec: Tensor) -> tuple[Tensor, ...]:
-        """Shift, scale and gate, each (B, 1, hidden), once or twice."""
+        """Return shift, scale and gate, each (B, 1, hidden), once or twice."""
         return self.lin(F.silu(vec))[:, None].chunk(self.parts, -1)  # type: ignore[no-any-return]
 
 
 class QKNorm(nn.Module):
+    """The norms of queries and keys."""
+
     def __init__(self) -> None:
         super().__init__()
         self.query_norm = Scale()
@@ -99,7 +115,7 @@ class QKNorm(nn.Module):
 
 
 class Scale(nn.Module):
-    """RMSNorm over the head; FLUX calls its weight `scale`."""
+    """RMSNorm over a head; FLUX calls its weight `scale`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,6 +126,8 @@ class Scale(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    """One stream's layers around the joint attention."""
+
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.qkv = Linear(hidden, 3 * hidden)
@@ -118,7 +136,7 @@ class SelfAttention(nn.Module):
 
 
 class DoubleBlock(nn.Module):
-    """Image and text each with weights of their own, joined in attention."""
+    """Image and text have weights of their own and meet in attention."""
 
     def __init__(self, config: FluxConfig) -> None:
         super().__init__()
@@ -144,7 +162,7 @@ class DoubleBlock(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    """Both streams in one; attention and mlp side by side."""
+    """Both streams as one, with attention and mlp in parallel."""
 
     def __init__(self, config: FluxConfig) -> None:
         super().__init__()
@@ -164,6 +182,8 @@ class SingleBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
+    """From the stream to patches of the velocity."""
+
     def __init__(self, hidden: int, out: int) -> None:
         super().__init__()
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(hidden, 2 * hidden))
@@ -184,7 +204,7 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def heads(qkv: Tensor, norm: QKNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, L, 3 hidden) -> queries, keys and values, each (B, heads, L, 128)."""
+    """Split (B, L, 3 hidden) into queries, keys and values, each (B, heads, L, 128)."""
     q, k, v = torch.unflatten(qkv, -1, (3, -1, HEAD)).permute(2, 0, 3, 1, 4)
     return norm.query_norm(q), norm.key_norm(k), v
 
@@ -195,31 +215,38 @@ def attention(q: Tensor, k: Tensor, v: Tensor, pe: Tensor) -> Tensor:
 
 
 def sigma_embedding(sigma: Tensor, width: int = 256) -> Tensor:
-    """Sinusoids of 1000 sigma (B, width)."""
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, dtype=torch.float32, device=sigma.device) / (width // 2))
+    """Return sinusoids of 1000 sigma (B, width)."""
+    halves = torch.arange(width // 2, dtype=torch.float32, device=sigma.device)
+    frequencies = torch.exp(-math.log(10_000) * halves / (width // 2))
     angles = (1000 * sigma)[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 def rotary(height: int, width: int, text: int, theta: float, device: torch.device) -> Tensor:
-    """Cosines and sines (2, text + height * width, 64) of each token's position; text tokens all stand at the origin."""
+    """Return cosines and sines (2, text + height * width, 64) of each token's position. Text is at the origin."""
     rows = torch.arange(height, device=device).repeat_interleave(width)
     columns = torch.arange(width, device=device).repeat(height)
     positions = F.pad(torch.stack([torch.zeros_like(rows), rows, columns], 1), (0, 0, text, 0)).double()
-    angles = [positions[:, i, None] / theta ** (torch.arange(0, size, 2, device=device).double() / size) for i, size in enumerate(AXES)]
+    angles = [
+        positions[:, i, None] / theta ** (torch.arange(0, size, 2, device=device).double() / size)
+        for i, size in enumerate(AXES)
+    ]
     angle = torch.cat(angles, 1)
     return torch.stack([angle.cos(), angle.sin()]).float()
 
 
 def rotated(x: Tensor, pe: Tensor) -> Tensor:
-    """x (B, heads, L, 128) with each neighbouring pair of numbers turned by its angle, in fp32."""
+    """Turn each neighbouring pair of numbers in x (B, heads, L, 128) by its angle, in fp32."""
     even, odd = torch.unflatten(x.float(), -1, (-1, 2)).unbind(-1)
     cos, sin = pe
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
 
 
 def initialise(model: Flux, generator: torch.Generator) -> None:
-    """adaLN-zero (Peebles & Xie, arXiv 2212.09748): every block starts as the identity, the output as zero."""
+    """Initialise with adaLN-zero: every block starts as the identity, and the output is zero.
+
+    Source: Peebles & Xie, arXiv 2212.09748.
+    """
     for name, parameter in model.named_parameters():
         zero = parameter.ndim < 2 or "mod" in name or name == "final_layer.linear.weight"
         if name.endswith("norm.scale"):

@@ -1,4 +1,4 @@
-"""Paint pictures with the tiny model: prompts with their noise, its guided velocity, the teacher's pictures, a pair on top."""
+"""Paint pictures with the embedded model: prompts with noise, guided velocity, the teacher, and a pair on top."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import sampling
 from ..errors import GlanceError
-from ..flux_names import diffusers_slots
-from ..lora_file import Factor
-from ..lora_layers import low_rank_updates
-from ..objectives import NO_PROMPT, RowVelocity
-from ..phase_switch import PhaseSwitch, PhaseWeights, phase_index
-from ..schedule import FAST, SLOW, PhaseSchedule
-from ..solver import Solver as Fitted
-from ..solver import in_batches, solve
-from . import FOLDER, GUIDANCE, LATENT, load_model, load_words, teacher_sigmas
+from ..lora.reader import Factor
+from ..lora.slots import Slot, fused_slots, low_rank_updates
+from ..plots.image_grid import load_grid
+from ..sampling.samplers import Callback, Velocity, euler
+from ..sampling.solver import Solver, solve
+from ..sampling.velocity import NO_PROMPT, RowVelocity, Tick, in_batches
+from ..schedule.phase_schedule import PhaseSchedule
+from ..schedule.split import FAST, SLOW
+from ..switch import PhaseSwitch, PhaseWeights, phase_index
+from . import FOLDER, GUIDANCE, LATENT, ROW, load_model, load_words, tiny_sigmas
 from .model import Flux
 from .packing import unpack
 from .words import ANY, TextTable
@@ -29,13 +29,12 @@ from .world import RESOLUTION, Scenes, sample_scenes
 REFERENCE_FILE = FOLDER / "teacher.png"
 REFERENCES, REFERENCE_SEED = 1024, 777
 BATCH = 64
-Ticked = Callable[[int], None]
-Solver = Callable[[sampling.Velocity, Tensor, Sequence[float], sampling.Callback | None], Tensor]
+Sampler = Callable[[Velocity, Tensor, Sequence[float], Callback | None], Tensor]
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """n scenes as they are asked for: slots (n, 9) are the word indices, noise (n, 16, 16, 16) the start of each."""
+    """n scenes as prompts: slots (n, 9) are word indices, noise (n, 16, 16, 16) the start of each picture."""
 
     scenes: Scenes
     slots: Tensor
@@ -49,26 +48,41 @@ class Prompts:
 
 
 def draw_prompts(count: int, seed: int, pairs: str) -> Prompts:
-    """Seeded prompts with seeded noise. pairs: `seen` in training, or `unseen` (the first object's colour and shape were held out)."""
+    """Draw prompts with noise.
+
+    Args:
+        pairs: `seen` in training, or `unseen`: the first object's colour and shape were held out.
+    """
     generator = torch.Generator().manual_seed(seed)
     scenes = sample_scenes(count, generator, pairs)
     return Prompts(scenes, scenes.slots(), torch.randn((count, *LATENT), generator=generator))
 
 
 def reference_prompts(count: int = REFERENCES) -> Prompts:
-    """The first `count` of the 1024 unseen prompts that the shipped teacher pictures were painted from."""
+    """Return the first `count` of the 1024 unseen prompts that the shipped teacher pictures show."""
     return draw_prompts(REFERENCES, REFERENCE_SEED, "unseen")[:count]
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What runs while pictures are painted: callback(step, x, sigma) before each step, tick(pictures) at each step."""
+
+    callback: Callback | None = None
+    tick: Tick | None = None
+
+
 class Painter:
-    """The tiny model and its words."""
+    """The embedded model and its words."""
 
     def __init__(self, model: Flux | None = None, words: TextTable | None = None) -> None:
         self.model = model or load_model()
         self.words = words or load_words()
 
     def velocity(self, slots: Tensor, guidance: float) -> RowVelocity:
-        """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598): u + guidance (c - u), two forwards; one where guidance is 1."""
+        """Return classifier-free guidance u + guidance (c - u) in two model calls, or c in one if guidance is 1.
+
+        Source: Ho & Salimans, arXiv 2207.12598.
+        """
 
         def guided(x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
             asked = torch.where((rows == NO_PROMPT)[:, None], ANY, slots[rows])
@@ -76,10 +90,10 @@ class Painter:
                 out: Tensor = self.model(x, sigma, *self.words(asked))
                 return out
             both = torch.cat([asked, torch.full_like(asked, ANY)])
-            conditional: Tensor
-            free: Tensor
-            conditional, free = self.model(torch.cat([x, x]), torch.cat([sigma, sigma]), *self.words(both)).chunk(2)
-            return free + guidance * (conditional - free)
+            cond: Tensor
+            uncond: Tensor
+            cond, uncond = self.model(torch.cat([x, x]), torch.cat([sigma, sigma]), *self.words(both)).chunk(2)
+            return uncond + guidance * (cond - uncond)
 
         return guided
 
@@ -89,70 +103,68 @@ class Painter:
         prompts: Prompts,
         sigmas: Sequence[float],
         guidance: float = GUIDANCE,
-        solver: Solver = sampling.euler,
-        callback: sampling.Callback | None = None,
-        tick: Ticked | None = None,
+        sampler: Sampler = euler,
+        watch: Watch | None = None,
     ) -> Tensor:
-        """Pictures (n, 3, 32, 32), not clamped. callback(step, x, sigma) before each step; tick(pictures) at each step of a batch."""
-        velocity = self.velocity(prompts.slots, guidance)
+        """Return pictures (n, 3, 32, 32), not clamped."""
+        velocity, watch = self.velocity(prompts.slots, guidance), watch or Watch()
 
-        def walk(rows: Tensor) -> Tensor:
-            def at(x: Tensor, sigma: float) -> Tensor:
-                if tick:
-                    tick(len(rows))
+        def latents(rows: Tensor) -> Tensor:
+            def of_rows(x: Tensor, sigma: float) -> Tensor:
+                if watch.tick:
+                    watch.tick(len(rows))
                 return velocity(x, torch.full((len(rows),), sigma), rows)
 
-            return solver(at, prompts.noise[rows], sigmas, callback)
+            return sampler(of_rows, prompts.noise[rows], sigmas, watch.callback)
 
-        return _pictures(walk, len(prompts))
+        return _pictures(latents, len(prompts))
 
     @torch.no_grad()
-    def solve(
-        self,
-        prompts: Prompts,
-        sigmas: Sequence[float],
-        solver: Fitted,
-        callback: sampling.Callback | None = None,
-        tick: Ticked | None = None,
-    ) -> Tensor:
-        """As `paint`, by a solver that has its own guidance."""
-        velocity = self.velocity(prompts.slots, 1.0)
+    def solve(self, prompts: Prompts, sigmas: Sequence[float], solver: Solver, watch: Watch | None = None) -> Tensor:
+        """Do the same with a solver, which has its own guidance."""
+        velocity, watch = self.velocity(prompts.slots, 1.0), watch or Watch()
 
-        def walk(rows: Tensor) -> Tensor:
-            return solve(solver, sigmas, in_batches(velocity, rows, BATCH, tick), prompts.noise[rows], callback)
+        def latents(rows: Tensor) -> Tensor:
+            velocities = in_batches(velocity, rows, BATCH, watch.tick)
+            return solve(solver, sigmas, velocities, prompts.noise[rows], watch.callback)
 
-        return _pictures(walk, len(prompts))
+        return _pictures(latents, len(prompts))
 
 
-def _pictures(walk: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    """walk(rows) gives the latents of some rows."""
-    return torch.cat([unpack(walk(rows)) for rows in torch.split(torch.arange(count), BATCH)])
+def _pictures(latents: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    """Return the pictures of `latents(rows)`, batch by batch."""
+    return torch.cat([unpack(latents(rows)) for rows in torch.split(torch.arange(count), BATCH)])
+
+
+def tiny_slots(model: torch.nn.Module) -> dict[str, Slot]:
+    """Return every Linear in the blocks by diffusers' name."""
+    assert ROW.fused is not None
+    return fused_slots(model, ROW.fused)
 
 
 @contextmanager
-def carrying(model: torch.nn.Module, pair: Mapping[str, Mapping[str, Factor]], walked: PhaseSchedule) -> Iterator[sampling.Callback]:
-    """The pair (phase -> module -> factor) on the model, for this schedule; yields the callback that switches it. Undone at the end."""
-    parts = diffusers_slots(model)
-    updates = [low_rank_updates(pair[phase], parts) for phase in (SLOW, FAST)]
+def with_pair(
+    model: torch.nn.Module, pair: Mapping[str, Mapping[str, Factor]], schedule: PhaseSchedule
+) -> Iterator[Callback]:
+    """Put a pair (phase -> module -> factor) on the model; yield the callback that switches it. Undone at the end."""
+    slots = tiny_slots(model)
+    updates = [low_rank_updates(pair[phase], slots) for phase in (SLOW, FAST)]
     switch = PhaseSwitch(PhaseWeights(updates, torch.float32))
-    device = next(model.parameters()).device
-    switch.install(model, device)
+    switch.install(model, next(model.parameters()).device)
     try:
-        yield lambda step, x, sigma: switch.select(phase_index(sigma, (walked.threshold,)))
+        yield lambda step, x, sigma: switch.select(phase_index(sigma, (schedule.threshold,)))
     finally:
         switch.remove()
 
 
-def paint_references(count: int = REFERENCES, tick: Ticked | None = None) -> Tensor:
-    """The teacher's pictures of the first `count` reference prompts, anew: 50 steps at guidance 4."""
-    return Painter().paint(reference_prompts(count), teacher_sigmas(), GUIDANCE, tick=tick)
+def paint_references(count: int = REFERENCES, tick: Tick | None = None) -> Tensor:
+    """Paint the teacher's pictures of the first `count` reference prompts again: 50 steps at guidance 4."""
+    return Painter().paint(reference_prompts(count), tiny_sigmas(), GUIDANCE, watch=Watch(tick=tick))
 
 
 def load_references(count: int = REFERENCES, path: Path = REFERENCE_FILE) -> Tensor:
-    """The shipped pictures of the teacher, (count, 3, 32, 32) in [-1, 1], in 8 bits."""
-    from ..pictures import load_grid
-
+    """Return the teacher's shipped pictures (count, 3, 32, 32) in [-1, 1], of 8 bits."""
     pictures = load_grid(path, RESOLUTION)
     if not 0 < count <= len(pictures):
-        raise GlanceError(f"{count} reference pictures were asked for; {path.name} holds {len(pictures)}")
+        raise GlanceError(f"{count} reference pictures were asked for, but {path.name} holds {len(pictures)}")
     return pictures[:count]

@@ -1,6 +1,6 @@
 """The tiny model's world: one or two coloured shapes on a patterned ground, 32 x 32 pixels, with every attribute known.
 
-Six of the 36 colour-shape pairs never occur in training; a prompt is called unseen if its first object is such a pair.
+Six of the 36 colour-shape pairs never occur in training. A prompt is unseen if its first object is one of them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from .words import ANY, COLOURS, GROUNDS, INDEX, NONE, POSITIONS, SHAPES, SIZES,
 RESOLUTION = 32
 HELD_OUT = tuple((colour, (2 * colour + 1 + colour // 3) % len(SHAPES)) for colour in range(len(COLOURS)))
 
-_RGB = torch.tensor([[.91, .23, .22], [.16, .68, .33], [.20, .40, .96], [.99, .82, .16], [.58, .22, .80], [.12, .80, .86]])  # fmt: skip
+_RGB = torch.tensor([
+    [.91, .23, .22], [.16, .68, .33], [.20, .40, .96], [.99, .82, .16], [.58, .22, .80], [.12, .80, .86],
+])  # fmt: skip
 _GROUND_RGB = torch.tensor([[.09, .09, .13], [.95, .94, .91], [.53, .55, .58], [.97, .74, .78]])  # fmt: skip
-_SECOND_TONE = torch.tensor([.15, -.17, -.16, -.17])  # of each ground's pattern, added to it  # fmt: skip
+_SECOND_TONE = torch.tensor([0.15, -0.17, -0.16, -0.17])  # what each ground's pattern adds to it
 _DIRECTIONS = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0], [0.0, 0.0]])
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """n scenes by their attributes, each (n,) or (n, 2) where both objects have one; indices into the word lists of `words`.
+    """n scenes by their attributes: indices into the word lists of `words`.
 
-    two: whether there is a second object, opposite the first. stated: whether the prompt tells the position.
+    size, colour, shape: (n, 2), for both objects. The others are (n,). two: whether there is a second object, opposite
+    the first. stated: whether the prompt says the position.
     """
 
     size: torch.Tensor
@@ -46,7 +49,7 @@ class Scenes:
         return Scenes(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def slots(self) -> torch.Tensor:
-        """The prompts' word indices (n, 9)."""
+        """Return the prompts' word indices (n, 9)."""
 
         def at(words: tuple[str, ...]) -> int:
             return INDEX[words[0]]
@@ -54,16 +57,26 @@ class Scenes:
         def second(values: torch.Tensor, words: tuple[str, ...]) -> torch.Tensor:
             return torch.where(self.two, values[:, 1] + at(words), NONE)
 
-        return torch.stack([
-            self.size[:, 0] + at(SIZES), self.colour[:, 0] + at(COLOURS), self.shape[:, 0] + at(SHAPES),
+        columns = [
+            self.size[:, 0] + at(SIZES),
+            self.colour[:, 0] + at(COLOURS),
+            self.shape[:, 0] + at(SHAPES),
             torch.where(self.stated, self.position + at(POSITIONS), ANY),
-            second(self.size, SIZES), second(self.colour, COLOURS), second(self.shape, SHAPES),
-            self.texture + at(TEXTURES), self.ground + at(GROUNDS),
-        ], 1)  # fmt: skip
+            second(self.size, SIZES),
+            second(self.colour, COLOURS),
+            second(self.shape, SHAPES),
+            self.texture + at(TEXTURES),
+            self.ground + at(GROUNDS),
+        ]
+        return torch.stack(columns, 1)
 
 
 def sample_scenes(count: int, generator: torch.Generator, pairs: str = "seen") -> Scenes:
-    """Random scenes. pairs: `seen` (training), `unseen` (the first object is a held-out pair) or `all`."""
+    """Return random scenes.
+
+    Args:
+        pairs: `seen` (training), `unseen` (the first object is a held-out pair) or `all`.
+    """
     every = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
     seen = torch.tensor([pair for pair in every if pair not in HELD_OUT])
     first = {"seen": seen, "unseen": torch.tensor(HELD_OUT), "all": torch.tensor(every)}[pairs]
@@ -76,13 +89,19 @@ def sample_scenes(count: int, generator: torch.Generator, pairs: str = "seen") -
     two = torch.rand(count, generator=generator) < 0.5
     position = draw(len(POSITIONS))
     return Scenes(
-        size=draw(2, 2), colour=chosen[..., 0], shape=chosen[..., 1], position=torch.where(two, position % 4, position), two=two,
-        stated=torch.rand(count, generator=generator) < 0.7, texture=draw(len(TEXTURES)), ground=draw(len(GROUNDS)),
-    )  # fmt: skip
+        size=draw(2, 2),
+        colour=chosen[..., 0],
+        shape=chosen[..., 1],
+        position=torch.where(two, position % 4, position),
+        two=two,
+        stated=torch.rand(count, generator=generator) < 0.7,
+        texture=draw(len(TEXTURES)),
+        ground=draw(len(GROUNDS)),
+    )
 
 
 def render(scenes: Scenes, generator: torch.Generator) -> torch.Tensor:
-    """Pictures (n, 3, 32, 32) in [-1, 1]; the generator moves, sizes and tints within what each word allows."""
+    """Return pictures (n, 3, 32, 32) in [-1, 1]. The generator varies place, size and tint as far as a word allows."""
     n = len(scenes)
 
     def spread(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -97,7 +116,8 @@ def render(scenes: Scenes, generator: torch.Generator) -> torch.Tensor:
     tint = spread(-0.04, 0.04, 2, 3)
     for i in (1, 0):  # the first object lies on top
         there = (scenes.two if i else torch.ones(n)).float()
-        image = _draw(image, scenes.shape[:, i], _RGB[scenes.colour[:, i]] + tint[:, i], centers[:, i], radius[:, i], there)
+        colour = _RGB[scenes.colour[:, i]] + tint[:, i]
+        image = _draw(image, scenes.shape[:, i], colour, centers[:, i], radius[:, i], there)
     return image.clamp(0, 1) * 2 - 1
 
 
@@ -114,15 +134,26 @@ def _background(scenes: Scenes, tint: torch.Tensor, phase: torch.Tensor) -> torc
 
 
 def _radii(scenes: Scenes, where: torch.Tensor) -> torch.Tensor:
-    """Per object (n, 2), in pixels: single ones are larger than two that share the picture."""
-    low = torch.where(scenes.two[:, None], torch.tensor([4.6, 6.9])[scenes.size], torch.tensor([5.2, 9.2])[scenes.size])
-    high = torch.where(scenes.two[:, None], torch.tensor([5.3, 7.7])[scenes.size], torch.tensor([6.2, 10.8])[scenes.size])
+    """Return each object's radius (n, 2) in pixels. A single object is larger than one of two.
+
+    Args:
+        where: (n, 2), where each lies between the smallest (0) and the largest (1) of its kind.
+    """
+    two, size = scenes.two[:, None], scenes.size
+    low = torch.where(two, torch.tensor([4.6, 6.9])[size], torch.tensor([5.2, 9.2])[size])
+    high = torch.where(two, torch.tensor([5.3, 7.7])[size], torch.tensor([6.2, 10.8])[size])
     return low + (high - low) * where
 
 
-def _draw(image: torch.Tensor, shape: torch.Tensor, colour: torch.Tensor, center: torch.Tensor, radius: torch.Tensor,
-          there: torch.Tensor) -> torch.Tensor:  # fmt: skip
-    """One object over the image: a soft shadow below it, then the shape itself, lit from the upper left."""
+def _draw(
+    image: torch.Tensor,
+    shape: torch.Tensor,
+    colour: torch.Tensor,
+    center: torch.Tensor,
+    radius: torch.Tensor,
+    there: torch.Tensor,
+) -> torch.Tensor:
+    """Draw one object over the image: a soft shadow, then the shape, lit from the upper left."""
     y, x = _grid()
     x, y = x - center[:, 0, None, None], y - center[:, 1, None, None]
     r, there = radius[:, None, None], there[:, None, None]
@@ -140,7 +171,7 @@ def _grid() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _distance(shape: torch.Tensor, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """Signed distance (n, H, W) in pixels to the outline of each shape of this radius, negative inside."""
+    """Return the signed distance (n, H, W) in pixels to each shape's outline, negative inside."""
     table = _distance_tables()[shape][:, None]
     points = torch.stack([x / radius, y / radius], -1).clamp(-_REACH, _REACH) / _REACH
     return F.grid_sample(table, points, padding_mode="border", align_corners=True)[:, 0] * radius
@@ -151,7 +182,7 @@ _REACH, _CELLS = 3.0, 193
 
 @lru_cache
 def _distance_tables() -> torch.Tensor:
-    """Signed distances (shape, cells, cells) on [-3, 3]^2 for shapes of radius 1."""
+    """Return signed distances (shape, cells, cells) on [-3, 3]^2 for shapes of radius 1."""
     line = torch.linspace(-_REACH, _REACH, _CELLS)
     y, x = torch.meshgrid(line, line, indexing="ij")
     away = torch.hypot(x, y)
@@ -171,13 +202,15 @@ def _polar(radius: float, degrees: float) -> tuple[float, float]:
 
 
 def _heart(points: int = 60) -> list[tuple[float, float]]:
-    angles = [2 * math.pi * i / points for i in range(points)]
-    return [(1.08 * math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 14.5 + 0.05)
-            for a in angles]  # fmt: skip
+    def corner(a: float) -> tuple[float, float]:
+        waves = 13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)
+        return 1.08 * math.sin(a) ** 3, -waves / 14.5 + 0.05
+
+    return [corner(2 * math.pi * i / points) for i in range(points)]
 
 
 def _polygon(x: torch.Tensor, y: torch.Tensor, corners: list[tuple[float, float]]) -> torch.Tensor:
-    """Signed distance to a polygon: the nearest edge, and inside where a ray crosses an odd number of edges."""
+    """Return the signed distance to a polygon. A point is inside if a ray from it crosses an odd number of edges."""
     nearest = torch.full_like(x, math.inf)
     inside = torch.zeros_like(x, dtype=torch.bool)
     for (ax, ay), (bx, by) in zip(corners, [*corners[1:], corners[0]], strict=True):

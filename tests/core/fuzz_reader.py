@@ -1,8 +1,10 @@
-"""Coverage-guided fuzzing by atheris (libFuzzer): python tests/core/fuzz_reader.py -runs=100000; options are libFuzzer's.
+"""Coverage-guided fuzzing by atheris (libFuzzer): python tests/core/fuzz_reader.py -runs=100000
 
-The first byte chooses what the others are: a file, its header, its metadata, PEFT's settings, a solver, teacher steps, names, a checkpoint's facts.
-`tests/shared/strangers.py` says what is asked of every outcome; whatever breaks it is written to a file crash-*, which given as an argument is tried
-alone. Seeds are small files and texts of every kind; what was found to reach new code is kept between runs where a folder is given as an argument.
+Options are libFuzzer's. The first byte chooses what the others are: a file, its header, its metadata, PEFT's settings,
+a solver, teacher steps, names, or a checkpoint's facts. `tests/shared/untrusted_files.py` says what is asked of every
+outcome. An input that breaks it is written to a file crash-*; with that file as its argument the script tries it alone.
+Seeds are small files and texts of every kind. With a folder as its argument, the script keeps there what reached new
+code, for the next run.
 """
 
 import json
@@ -17,92 +19,119 @@ import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 
 with atheris.instrument_imports(include=["glance_core"]):
-    import strangers
+    import untrusted_files
 
-MODULE = "transformer.transformer_blocks.0.attn.to_q"
-TENSORS = {f"{MODULE}.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}
+MODULE = "transformer_blocks.0.attn.to_q"
+TENSORS = {f"transformer.{MODULE}.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}
 HEADER = {
-    f"{MODULE}.lora_A.weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]},
-    f"{MODULE}.lora_B.weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [4, 8]},
+    f"transformer.{MODULE}.lora_A.weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]},
+    f"transformer.{MODULE}.lora_B.weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [4, 8]},
 }
 DATA = b"\0\0\x80\x3f" * 2
-GLANCE = {
-    "glance.format": "1",
+FIELDS = {
     "glance.phase": "slow",
-    "glance.ladder": "flux",
     "glance.teacher_steps": "50",
-    "glance.steps": "1,3|11",
+    "glance.steps": "1|11",
     "glance.sigmas": "[1.0, 0.9]",
 }
-SOLVER = '{"told": [1.0, 1.0], "keep": [1.0, 1.0], "cond": [[1.0], [-0.5, 1.5]], "free": []}'
+FORMAT_1 = {"glance.format": "1", "glance.ladder": "flux", "glance.objective": "end to end, fold guidance", **FIELDS}
+FORMAT_2 = {"glance.format": "2", "glance.sigma_rule": "flux", "glance.fold_guidance": "True", **FIELDS}
+SOLVER_1 = '{"told": [1.0, 1.0], "keep": [1.0, 1.0], "cond": [[1.0], [-0.5, 1.5]], "free": []}'
+SOLVER_2 = '{"sigma_scale": [1.0, 1.0], "state_coef": [1.0, 1.0], "cond_coef": [[1.0], [-0.5, 1.5]], "uncond_coef": []}'
 
 
 def text(data):
     return data.decode("utf-8", "replace")
 
 
+def joined(metadata):
+    """Return metadata as bytes: keys and values between zeros."""
+    return "\0".join(word for pair in metadata.items() for word in pair).encode()
+
+
 def pairs(data):
-    """Metadata: keys and values between zeros."""
+    """Return the metadata that `joined` wrote."""
     words = text(data).split("\0")
     return dict(zip(words[::2], words[1::2], strict=False))
 
 
-def kind_of(data, folder):
+def file_type(data, folder):
     start, _, keys = data.partition(b"\0\0")
-    return strangers.check_kind(start[:4096], text(keys).split("\0"), "a.safetensors")
+    return untrusted_files.check_file_type(start[:4096], text(keys).split("\0"), "a.safetensors")
 
 
-def whole(data, folder):
-    return strangers.check_file(_written(folder, data))
+def file(data, folder):
+    return untrusted_files.check_file(_written(folder, data))
 
 
 def header(data, folder):
-    return strangers.check_file(_written(folder, strangers.safetensors(data, DATA)))
+    return untrusted_files.check_file(_written(folder, untrusted_files.safetensors(data, DATA)))
 
 
 def metadata(data, folder):
-    return strangers.check_metadata({"glance.format": "1", **pairs(data)})
+    return untrusted_files.check_metadata({"glance.format": "2", **pairs(data)})
 
 
-def said_in_a_file(data, folder):
-    return strangers.check_file(_written(folder, strangers.safetensors({"__metadata__": pairs(data), **HEADER}, DATA)))
+def metadata_in_a_file(data, folder):
+    content = untrusted_files.safetensors({"__metadata__": pairs(data), **HEADER}, DATA)
+    return untrusted_files.check_file(_written(folder, content))
 
 
 def peft(data, folder):
-    return strangers.check_scale({"lora_adapter_metadata": text(data)}, ["transformer_blocks.0.attn.to_q", "a" * 40, ".".join("a" * 30)])
+    modules = [MODULE, "a" * 40, ".".join("a" * 30)]
+    return untrusted_files.check_scale({"lora_adapter_metadata": text(data)}, modules)
 
 
 def pattern(data, folder):
-    return strangers.check_scale(
-        {"lora_adapter_metadata": json.dumps({"lora_alpha": 8, "alpha_pattern": {text(data): 2}})}, ["a.b.ab", "a" * 40]
-    )
+    config = json.dumps({"lora_alpha": 8, "alpha_pattern": {text(data): 2}})
+    return untrusted_files.check_scale({"lora_adapter_metadata": config}, ["a.b.ab", "a" * 40])
 
 
 def solver(data, folder):
-    return strangers.check_solver(text(data))
+    return untrusted_files.check_solver(text(data))
 
 
 def steps(data, folder):
-    return strangers.check_steps(text(data), 50) or strangers.check_split(text(data), 50)
+    return untrusted_files.check_steps(text(data), 50) or untrusted_files.check_split(text(data), 50)
 
 
 def name(data, folder):
-    return strangers.check_name(folder, text(data))
+    return untrusted_files.check_name(folder, text(data))
 
 
 def facts(data, folder):
-    return strangers.check_checkpoint(_written(folder, strangers.safetensors({"__metadata__": {"glance_run": text(data)}, **HEADER}, DATA)))
+    content = untrusted_files.safetensors({"__metadata__": {"glance_run": text(data)}, **HEADER}, DATA)
+    return untrusted_files.check_checkpoint(_written(folder, content))
 
 
-TARGETS = (kind_of, whole, header, metadata, said_in_a_file, peft, pattern, solver, steps, name, facts)
+TARGETS = (file_type, file, header, metadata, metadata_in_a_file, peft, pattern, solver, steps, name, facts)
 SEEDS = (
-    (kind_of, b"version https://git-lfs.github.com/spec/v1\nsize 5"), (kind_of, b"\0\0double_blocks.0.img_attn.qkv.weight\0x.lora_A.weight"), (kind_of, b"<html><title>x"),
-    (kind_of, b'{"error": "x"}'), (kind_of, b"PK\x03\x04data.pkl"), (whole, safetensors.torch.save(TENSORS, GLANCE)), (whole, safetensors.torch.save(TENSORS)),
-    (header, json.dumps(HEADER).encode()), (metadata, "\0".join(f"{key}\0{value}" for key, value in {**GLANCE, "glance.solver": SOLVER}.items()).encode()),
-    (said_in_a_file, b"ss_network_alpha\x004\0modelspec.title\0lightning 4 steps"), (said_in_a_file, b'lora_adapter_metadata\0{"transformer.lora_alpha": 8}'),
-    (peft, b'{"lora_alpha": 8, "use_rslora": true, "alpha_pattern": {"to_q": 2, ".*attn": 4}}'), (pattern, rb"^a\.(b|c)?[^]a-z]*\d+$"), (pattern, b"(a|a)(?:b{2})"),
-    (solver, SOLVER.encode()), (steps, b"1,3,5,7,9|11,21,31,41,50"), (steps, b"5+5"), (name, b"my pair (2)"), (name, b"../x"), (facts, b'{"format": 1, "step": 3}'),
-)  # fmt: skip
+    (file_type, b"version https://git-lfs.github.com/spec/v1\nsize 5"),
+    (file_type, b"\0\0double_blocks.0.img_attn.qkv.weight\0x.lora_A.weight"),
+    (file_type, b"<html><title>x"),
+    (file_type, b'{"error": "x"}'),
+    (file_type, b"PK\x03\x04data.pkl"),
+    (file, safetensors.torch.save(TENSORS, FORMAT_1)),
+    (file, safetensors.torch.save(TENSORS, FORMAT_2)),
+    (file, safetensors.torch.save(TENSORS)),
+    (header, json.dumps(HEADER).encode()),
+    (metadata, joined({**FORMAT_1, "glance.solver": SOLVER_1})),
+    (metadata, joined({**FORMAT_2, "glance.solver": SOLVER_2})),
+    (metadata_in_a_file, b"ss_network_alpha\x004\0modelspec.title\0lightning 4 steps"),
+    (metadata_in_a_file, b'lora_adapter_metadata\0{"transformer.lora_alpha": 8}'),
+    (peft, b'{"lora_alpha": 8, "use_rslora": true, "alpha_pattern": {"to_q": 2, ".*attn": 4}}'),
+    (peft, b'{"lora_alpha": 8, "alpha_pattern": {"^transformer_blocks\\\\.0\\\\.attn\\\\.to_q$": 4}}'),
+    (pattern, rb"^a\.(b|c)?[^]a-z]*\d+$"),
+    (pattern, b"(a|a)(?:b{2})"),
+    (pattern, rb"^a\.b\.ab$"),
+    (solver, SOLVER_1.encode()),
+    (solver, SOLVER_2.encode()),
+    (steps, b"1,3,5,7,9|11,21,31,41,50"),
+    (steps, b"5+5"),
+    (name, b"my pair (2)"),
+    (name, b"../x"),
+    (facts, b'{"format": 2, "step": 3}'),
+)
 
 
 def _written(folder, content):
@@ -117,19 +146,19 @@ def fuzz(folder, seeds):
     for number, (target, content) in enumerate(SEEDS):
         (seeds / str(number)).write_bytes(bytes([TARGETS.index(target)]) + content)
 
-    def one(data):
+    def try_input(data):
         if data:
             TARGETS[data[0] % len(TARGETS)](data[1:], folder)
 
-    given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    alone = len(given) == 1 and Path(given[0]).is_file()
+    paths = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    one_input = len(paths) == 1 and Path(paths[0]).is_file()
     limits = ["-timeout=10", "-rss_limit_mb=1500", "-max_len=4096", "-print_final_stats=1"]
-    atheris.Setup([sys.argv[0], *limits, *sys.argv[1:], *([] if alone else [str(seeds)])], one)
+    atheris.Setup([sys.argv[0], *limits, *sys.argv[1:], *([] if one_input else [str(seeds)])], try_input)
     atheris.Fuzz()
 
 
 def main():
-    """In a process of its own, since libFuzzer ends the one it is in without tidying up."""
+    """Fuzz in a process of its own, because libFuzzer ends its process without cleaning up."""
     with tempfile.TemporaryDirectory() as temporary:
         child = os.fork()
         if child == 0:

@@ -14,16 +14,23 @@ ROOT = Path(__file__).parents[2]
 
 
 def _demo(out, *more):
-    command = [sys.executable, "-m", "glance_core", "demo", "--seconds", "2", "--judged", "32", "--out", str(out), "--json", *more]
+    command = [sys.executable, "-m", "glance_core", "demo", "--seconds", "2", "--judged", "32", "--json"]
+    command += ["--out", str(out), *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
     return json.loads(done.stdout), done.stderr
 
 
-def test_the_demo_paints_and_tells_and_one_seed_gives_the_same_numbers(tmp_path):
+def test_one_seed_gives_the_same_numbers(tmp_path):
     first, shown = _demo(tmp_path)
-    assert [row["method"] for row in first["rows"]] == ["teacher", "base, uniform", "searched, all guided", "searched control", "Glance"]
-    assert [row["forwards"] for row in first["rows"]] == [100, 10, 10, 10, 10]
-    assert all("painting" in shown and what in shown for what in ("teacher", "training"))  # progress on everything that takes long
+    assert [row["method"] for row in first["rows"]] == [
+        "teacher",
+        "base, uniform",
+        "searched, all guided",
+        "searched control",
+        "Glance",
+    ]
+    assert [row["nfe"] for row in first["rows"]] == [100, 10, 10, 10, 10]
+    assert all("painting" in shown and stage in shown for stage in ("teacher", "training"))  # whatever takes long
     with Image.open(first["picture"]) as picture:
         assert picture.width > 800 and picture.height > 400
     again, _ = _demo(tmp_path)
@@ -32,31 +39,31 @@ def test_the_demo_paints_and_tells_and_one_seed_gives_the_same_numbers(tmp_path)
         assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in two.items() if k != "seconds"}
 
 
-def test_a_demo_without_time_to_train_is_refused(tmp_path, capsys):
+def test_demo_without_time_to_train_is_rejected(tmp_path, capsys):
     assert main(["demo", "--seconds", "0", "--out", str(tmp_path)]) == 2
-    assert "--seconds is 0; give 2 to 36000" in capsys.readouterr().err
+    assert "--seconds is 0; use 2 to 36000" in capsys.readouterr().err
 
 
-def test_too_few_prompts_to_judge_on_are_refused(tmp_path, capsys):
+def test_too_few_prompts_to_judge_on_are_rejected(tmp_path, capsys):
     assert main(["demo", "--judged", "8", "--out", str(tmp_path)]) == 2
-    assert "--judged is 8; give 32 to 1024" in capsys.readouterr().err
+    assert "--judged is 8; use 32 to 1024" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", ["-1", "18446744073709551615"])
-def test_a_seed_that_no_generator_takes_is_refused(tmp_path, capsys, seed):
+def test_seed_that_no_generator_takes_is_rejected(tmp_path, capsys, seed):
     assert main(["demo", f"--seed={seed}", "--out", str(tmp_path)]) == 2
-    assert f"--seed is {seed}; give 0 to 2147483647" in capsys.readouterr().err
+    assert f"--seed is {seed}; use 0 to 2147483647" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written_into_is_refused_before_anything_is_trained(tmp_path, capsys):
+def test_unwritable_folder_is_rejected_before_training(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["demo", "--out", str(tmp_path / "file")]) == 2
     assert "cannot be written into" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("package", ["peft", "PIL"])
-def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch, package):
+def test_missing_package_is_named(tmp_path, capsys, monkeypatch, package):
     real = sys.modules["importlib.util"].find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == package else real(name, *rest))
     assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert f"the demo needs {package.replace('PIL', 'pillow')}" in capsys.readouterr().err
+    assert f"demo needs {package.replace('PIL', 'pillow')}" in capsys.readouterr().err

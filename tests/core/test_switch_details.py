@@ -1,4 +1,4 @@
-"""The switch where modules are unlike a plain Linear: other dtypes, outputs that autograd keeps, dilated convolutions, another device; and its refusals."""
+"""The switch on modules unlike a plain Linear: other dtypes and devices, outputs that autograd keeps, convolutions."""
 
 import copy
 
@@ -8,14 +8,18 @@ from torch import nn
 from torch.nn import Conv1d, Conv2d, Linear
 
 from glance_core.errors import SwitchError
-from glance_core.phase_switch import Branch, LowRank, PhaseSwitch, PhaseWeights, check_update, find_module
+from glance_core.switch import Branch, LowRank, PhaseSwitch, PhaseWeights, check_update, find_module
 
 CPU = torch.device("cpu")
 
 
 def low_rank(outside, inside, rank=3, start=0, seed=0, kernel=()):
     generator = torch.Generator().manual_seed(seed)
-    return LowRank(torch.randn((rank, inside, *kernel), generator=generator), torch.randn((outside, rank), generator=generator), start)
+    return LowRank(
+        torch.randn((rank, inside, *kernel), generator=generator),
+        torch.randn((outside, rank), generator=generator),
+        start,
+    )
 
 
 class Root(nn.Module):
@@ -25,7 +29,7 @@ class Root(nn.Module):
         self.it = module
 
 
-def installed(module, *updates, dtype=torch.float32, device=CPU):
+def install(module, *updates, dtype=torch.float32, device=CPU):
     root = Root(module)
     switch = PhaseSwitch(PhaseWeights([{"it": updates}], dtype))
     switch.install(root, device)
@@ -33,7 +37,7 @@ def installed(module, *updates, dtype=torch.float32, device=CPU):
     return root, switch
 
 
-def test_what_the_switch_holds_is_its_own_copy_and_takes_no_gradient():
+def test_the_switch_holds_its_own_copy_without_gradients():
     update = low_rank(5, 6, rank=1)
     branch = Branch([update], torch.float32)
     before = branch.up0.clone()
@@ -42,26 +46,26 @@ def test_what_the_switch_holds_is_its_own_copy_and_takes_no_gradient():
     assert not any(tensor.requires_grad for tensor in branch.parameters())
 
 
-def test_factors_lie_in_memory_as_the_product_reads_them():
+def test_factors_are_contiguous_and_transposed_for_the_product():
     branch = Branch([low_rank(5, 6), low_rank(7, 6)], torch.bfloat16)
     assert branch.up0.shape == (3, 5) and branch.up1.shape == (3, 7) and branch.down.shape == (6, 6)
     assert all(tensor.is_contiguous() for tensor in branch.parameters())
 
 
-def test_a_factor_that_the_models_precision_cannot_hold_is_refused():
+def test_a_factor_that_the_models_dtype_cannot_hold_is_rejected():
     update = low_rank(5, 6)
     update.up[0, 0] = 1e30
-    with pytest.raises(SwitchError) as refused:
+    with pytest.raises(SwitchError) as error:
         Branch([update], torch.float16)
-    assert str(refused.value) == "a factor overflows torch.float16, in which the model computes; lower the strength"
+    assert str(error.value) == "a LoRA factor overflows torch.float16, the model's dtype; lower the strength"
 
 
-def test_branches_are_where_the_model_is():
-    root, _ = installed(Linear(6, 5, device="meta"), low_rank(5, 6), device=torch.device("meta"))
+def test_branches_are_on_the_models_device():
+    root, _ = install(Linear(6, 5, device="meta"), low_rank(5, 6), device=torch.device("meta"))
     assert root.it(torch.ones(2, 6, device="meta")).device.type == "meta"
 
 
-def test_a_switch_that_is_not_installed_says_so_and_takes_a_choice_for_nothing():
+def test_a_switch_that_is_not_installed_ignores_select_and_remove():
     switch = PhaseSwitch(PhaseWeights([{"it": [low_rank(5, 6)]}], torch.float32))
     assert (switch.installed, switch.phase) == (False, None)
     switch.select(0)
@@ -69,9 +73,9 @@ def test_a_switch_that_is_not_installed_says_so_and_takes_a_choice_for_nothing()
     assert not switch.installed and switch.phase is None
 
 
-def test_the_same_hooks_come_back_where_the_modules_are_the_same_and_new_ones_where_not():
-    """A compiled graph recognises what it was compiled with."""
-    root, switch = installed(Linear(6, 5), low_rank(5, 6))
+def test_install_reuses_a_hook_if_its_module_is_still_the_same():
+    """A compiled graph recognises the hook that it was compiled with."""
+    root, switch = install(Linear(6, 5), low_rank(5, 6))
     first = root.it.forward
     switch.remove()
     switch.install(root, CPU)
@@ -90,113 +94,131 @@ class Shifted(Linear):
         return super().forward(x) * scale + offset
 
 
-def test_what_else_a_forward_is_given_reaches_it():
+def test_other_arguments_of_a_forward_reach_it():
     module = Shifted(6, 5)
     x = torch.ones(2, 6)
     with torch.no_grad():
         base = module(x, 3.0, scale=2.0)
-        root, switch = installed(module, low_rank(5, 6))
+        root, switch = install(module, low_rank(5, 6))
         switch.select(None)
         assert torch.equal(root.it(x, 3.0, scale=2.0), base)
 
 
 class Upcast(Linear):
-    """Weights and input in bfloat16, the result in float32, as quantised layers do."""
+    """Its weights and input are bfloat16 and its result is float32, as in quantised layers."""
 
     def forward(self, x):
         return super().forward(x).float()
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_a_module_that_answers_in_another_precision_gets_the_same_sum(gradient):
+def test_a_module_with_an_output_of_another_dtype_gets_the_same_sum(gradient):
     update = low_rank(5, 6)
     module = Upcast(6, 5, dtype=torch.bfloat16).requires_grad_(gradient)
     x = torch.ones(2, 6, dtype=torch.bfloat16)
     base = module(x).detach()
-    root, _ = installed(module, update, dtype=torch.bfloat16)
+    root, _ = install(module, update, dtype=torch.bfloat16)
     found = root.it(x)
     assert found.dtype == torch.float32 and found.requires_grad == gradient
     assert torch.allclose(found - base, x.float() @ update.down.t() @ update.up.t(), rtol=0.03, atol=0.05)
 
 
-class Bent(Linear):
-    """Its output is what its own backward needs."""
+class SavesOutput(Linear):
+    """Its backward needs its output."""
 
     def forward(self, x):
         return torch.tanh(super().forward(x))
 
 
 @pytest.mark.parametrize("trains", ["weight", "input", "both"])
-def test_an_output_that_autograd_keeps_is_not_written_into(trains):
-    """Three slices of one output, three dimensions; the gradient is that of the same sum written out."""
+def test_an_output_that_autograd_keeps_is_not_overwritten(trains):
+    """Three slices of one output. The expected gradient is that of the same sum, written out."""
     updates = [low_rank(4, 6, start=4 * i, seed=i) for i in range(3)]
-    module = Bent(6, 12).requires_grad_(trains != "input")
+    module = SavesOutput(6, 12).requires_grad_(trains != "input")
     x = torch.randn((2, 3, 6), generator=torch.Generator().manual_seed(5)).requires_grad_(trains != "weight")
-    wanted = torch.tanh(nn.functional.linear(x, module.weight, module.bias)) + torch.cat([x @ u.down.t() @ u.up.t() for u in updates], -1)
-    asked = [tensor for tensor in (module.weight, x) if tensor.requires_grad]
-    expected = torch.autograd.grad(wanted.square().sum(), asked)
-    root, _ = installed(module, *updates)
+    expected = torch.tanh(nn.functional.linear(x, module.weight, module.bias)) + torch.cat(
+        [x @ u.down.t() @ u.up.t() for u in updates], -1
+    )
+    trained = [tensor for tensor in (module.weight, x) if tensor.requires_grad]
+    gradients = torch.autograd.grad(expected.square().sum(), trained)
+    root, _ = install(module, *updates)
     found = root.it(x)
-    assert torch.allclose(found, wanted, atol=1e-5)
-    for mine, outside in zip(torch.autograd.grad(found.square().sum(), asked), expected, strict=True):
-        assert torch.allclose(mine, outside, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(found, expected, atol=1e-5)
+    for gradient, other in zip(torch.autograd.grad(found.square().sum(), trained), gradients, strict=True):
+        assert torch.allclose(gradient, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("module, kernel, shape", [
-    (Conv2d(3, 4, 3, stride=2, padding=1, dilation=2), (3, 3), (2, 3, 11, 9)),
-    (Conv2d(3, 4, 3, padding=0, dilation=1), (3, 3), (1, 3, 8, 8)),
-    (Conv1d(3, 4, 5, padding=3), (5,), (2, 3, 12)),
-])  # fmt: skip
-def test_a_convolutions_branch_is_the_convolution_with_the_product_added_to_its_weight(module, kernel, shape):
+@pytest.mark.parametrize(
+    "module, kernel, shape",
+    [
+        (Conv2d(3, 4, 3, stride=2, padding=1, dilation=2), (3, 3), (2, 3, 11, 9)),
+        (Conv2d(3, 4, 3, padding=0, dilation=1), (3, 3), (1, 3, 8, 8)),
+        (Conv1d(3, 4, 5, padding=3), (5,), (2, 3, 12)),
+    ],
+)
+def test_a_convolutions_branch_equals_the_product_added_to_its_weight(module, kernel, shape):
     module = copy.deepcopy(module)
     update = low_rank(4, 3, kernel=kernel)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     convolve = nn.functional.conv2d if len(kernel) == 2 else nn.functional.conv1d
     weight = module.weight + (update.up @ update.down.flatten(1)).view(4, 3, *kernel)
-    wanted = convolve(x, weight, module.bias, module.stride, module.padding, module.dilation)
-    root, _ = installed(module, update)
-    assert torch.allclose(root.it(x), wanted, atol=1e-4)
+    expected = convolve(x, weight, module.bias, module.stride, module.padding, module.dilation)
+    root, _ = install(module, update)
+    assert torch.allclose(root.it(x), expected, atol=1e-4)
 
 
-def test_a_convolution_runs_in_its_own_precision():
+def test_a_convolution_runs_in_its_own_dtype():
     update, module = low_rank(4, 3, kernel=(1, 1)), Conv2d(3, 4, 1, dtype=torch.float64)
     x = torch.ones((1, 3, 2, 2), dtype=torch.float64)
-    wanted = module(x) + (x.flatten(2).transpose(1, 2) @ (update.up @ update.down.flatten(1)).double().t()).transpose(1, 2).view(1, 4, 2, 2)
-    root, _ = installed(module, update)
+    weight = (update.up @ update.down.flatten(1)).double()
+    expected = module(x) + (x.flatten(2).transpose(1, 2) @ weight.t()).transpose(1, 2).view(1, 4, 2, 2)
+    root, _ = install(module, update)
     found = root.it(x)
-    assert found.dtype == torch.float64 and torch.allclose(found, wanted, atol=1e-5)
+    assert found.dtype == torch.float64 and torch.allclose(found, expected, atol=1e-5)
 
 
-def test_an_update_that_fits_is_taken():
+def test_an_update_that_fits_is_accepted():
     check_update(Linear(6, 12), "it", low_rank(4, 6, start=8))
     check_update(Conv2d(3, 4, 3), "it", low_rank(4, 3, kernel=(3, 3)))
-    check_update(nn.Identity(), "it", low_rank(4, 6))  # of an unknown kind
+    check_update(nn.Identity(), "it", low_rank(4, 6))  # only its forward can tell
 
 
-def test_a_module_that_tells_one_width_alone_is_of_an_unknown_kind():
+def test_a_module_with_only_one_known_width_accepts_any_update():
     module = nn.Identity()
     module.in_features = 7
     check_update(module, "it", low_rank(4, 6))
 
 
-@pytest.mark.parametrize("module, update, told, shapes", [
+DOES_NOT_FIT = [
     (Linear(7, 12), low_rank(4, 6), "7 and gives 12", "(3, 6) and (4, 3) for rows 0..4"),
     (Linear(6, 12), low_rank(4, 6, start=9), "6 and gives 12", "(3, 6) and (4, 3) for rows 9..13"),
     (Linear(6, 12), low_rank(4, 6, kernel=(1,)), "6 and gives 12", "(3, 6, 1) and (4, 3) for rows 0..4"),
     (Conv2d(3, 4, 3), low_rank(4, 3, kernel=(1, 1)), "3 and gives 4", "(3, 3, 1, 1) and (4, 3) for rows 0..4"),
-    (Conv2d(3, 4, 3), low_rank(3, 3, kernel=(3, 3), start=1), "3 and gives 4", "(3, 3, 3, 3) and (3, 3) for rows 1..4"),
-    (Conv2d(4, 4, 3, groups=2), low_rank(4, 4, kernel=(3, 3)), "4 and gives 4", "(3, 4, 3, 3) and (4, 3) for rows 0..4"),
-])  # fmt: skip
-def test_an_update_that_does_not_fit_is_refused_with_both_sizes(module, update, told, shapes):
-    with pytest.raises(SwitchError) as refused:
+    (
+        Conv2d(3, 4, 3),
+        low_rank(3, 3, kernel=(3, 3), start=1),
+        "3 and gives 4",
+        "(3, 3, 3, 3) and (3, 3) for rows 1..4",
+    ),
+    (
+        Conv2d(4, 4, 3, groups=2),
+        low_rank(4, 4, kernel=(3, 3)),
+        "4 and gives 4",
+        "(3, 4, 3, 3) and (4, 3) for rows 0..4",
+    ),
+]
+
+
+@pytest.mark.parametrize("module, update, sizes, shapes", DOES_NOT_FIT)
+def test_an_update_that_does_not_fit_is_rejected_with_both_sizes(module, update, sizes, shapes):
+    with pytest.raises(SwitchError) as error:
         check_update(module, "it", update)
-    assert (
-        str(refused.value)
-        == f"it takes {told} features, but the adapter's factors are {shapes}; the adapter is for another size of the model"
+    assert str(error.value) == (
+        f"it takes {sizes} features, but the adapter's factors are {shapes}; the adapter is for another model size"
     )
 
 
-def test_a_module_that_is_not_there_is_named_with_the_model():
-    with pytest.raises(SwitchError) as refused:
+def test_a_missing_module_is_named_with_the_model():
+    with pytest.raises(SwitchError) as error:
         find_module(Root(Linear(6, 5)), "it.not")
-    assert str(refused.value) == "the model Root has no module it.not; the adapter is for another architecture"
+    assert str(error.value) == "the model Root has no module it.not; the adapter is for another base model"

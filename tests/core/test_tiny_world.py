@@ -11,34 +11,50 @@ from glance_core.errors import PromptError
 from glance_core.tiny import packing, words, world
 
 
-def slots_of(text):
+def words_of(text):
     return [words.WORDS[i] for i in words.parse(text)]
 
 
-def test_a_prompt_is_read_slot_by_slot():
-    assert slots_of("a small red star left and a large blue ring on striped black") == [
-        "small", "red", "star", "left", "large", "blue", "ring", "striped", "black",
-    ]  # fmt: skip
+def test_prompt_is_read_into_slots():
+    assert words_of("a small red star left and a large blue ring on striped black") == [
+        "small",
+        "red",
+        "star",
+        "left",
+        "large",
+        "blue",
+        "ring",
+        "striped",
+        "black",
+    ]
 
 
-def test_words_may_stand_in_any_sensible_order_and_be_synonyms():
-    assert slots_of("On a dotted gray background: a big violet heart, in the middle.") == [
-        "large", "purple", "heart", "center", "none", "none", "none", "dotted", "grey",
-    ]  # fmt: skip
+def test_words_can_have_another_order_and_synonyms():
+    assert words_of("On a dotted gray background: a big violet heart, in the middle.") == [
+        "large",
+        "purple",
+        "heart",
+        "center",
+        "none",
+        "none",
+        "none",
+        "dotted",
+        "grey",
+    ]
 
 
-def test_a_place_is_that_of_the_shape_before_it():
-    assert slots_of("a red star and a blue ring on the left")[3] == "right"  # the first lies opposite
-    assert slots_of("a red star on the left and a blue ring")[3] == "left"
-    assert slots_of("left a red star, a blue ring right") == slots_of("a red star left and a blue ring")
+def test_place_belongs_to_the_shape_before_it():
+    assert words_of("a red star and a blue ring on the left")[3] == "right"  # the first shape lies opposite
+    assert words_of("a red star on the left and a blue ring")[3] == "left"
+    assert words_of("left a red star, a blue ring right") == words_of("a red star left and a blue ring")
 
 
-def test_what_is_left_out_is_free_and_the_empty_prompt_says_nothing():
-    assert slots_of("red circle") == ["any", "red", "circle", "any", "none", "none", "none", "any", "any"]
-    assert slots_of("") == ["any"] * 9 == slots_of("  ")
+def test_missing_words_are_any():
+    assert words_of("red circle") == ["any", "red", "circle", "any", "none", "none", "none", "any", "any"]
+    assert words_of("") == ["any"] * 9 == words_of("  ")
 
 
-def test_an_unknown_word_is_named_and_the_known_ones_listed():
+def test_unknown_word_is_rejected_with_the_known_words():
     with pytest.raises(PromptError, match=r"does not know the word 'dog'; it knows small, large, red.*pink"):
         words.parse("a red dog")
 
@@ -56,25 +72,25 @@ def test_an_unknown_word_is_named_and_the_known_ones_listed():
         ("a red star left and a blue ring left", "gives one position twice: left and right"),
     ],
 )
-def test_what_the_language_cannot_say_is_refused(prompt, message):
+def test_prompt_outside_the_language_is_rejected(prompt, message):
     with pytest.raises(PromptError, match=message):
         words.parse(prompt)
 
 
 @given(st.text(max_size=60))
 @settings(max_examples=300)
-def test_any_text_is_parsed_or_refused(text):
+def test_any_text_is_parsed_or_rejected(text):
     with contextlib.suppress(PromptError):
         assert len(words.parse(text)) == 9
 
 
-def test_captions_of_scenes_are_read_back():
+def test_parser_reads_captions_of_scenes_back():
     scenes = world.sample_scenes(300, torch.Generator().manual_seed(1), "all")
     for slots in scenes.slots().tolist():
         assert list(words.parse(words.caption(tuple(slots)))) == slots
 
 
-def test_held_out_pairs_never_occur_in_training_and_always_in_unseen_prompts():
+def test_held_out_pairs_occur_in_unseen_prompts_only():
     held = set(world.HELD_OUT)
     assert len(held) == 6 and len({c for c, _ in held}) == 6 == len({s for _, s in held})
     seen = world.sample_scenes(3000, torch.Generator().manual_seed(0), "seen")
@@ -84,15 +100,16 @@ def test_held_out_pairs_never_occur_in_training_and_always_in_unseen_prompts():
     assert {tuple(pair) for pair in torch.stack([unseen.colour[:, 0], unseen.shape[:, 0]], -1).tolist()} == held
 
 
-def test_pictures_are_seeded_and_within_range():
+def test_pictures_are_seeded_and_in_range():
     first, again = (
-        world.render(world.sample_scenes(20, g), g) for g in (torch.Generator().manual_seed(4), torch.Generator().manual_seed(4))
+        world.render(world.sample_scenes(20, g), g)
+        for g in (torch.Generator().manual_seed(4), torch.Generator().manual_seed(4))
     )
     assert torch.equal(first, again)
     assert first.shape == (20, 3, 32, 32) and first.min() >= -1 and first.max() <= 1
 
 
-def test_distances_to_outlines_are_those_of_geometry():
+def test_distances_to_outlines_match_geometry():
     line = torch.linspace(-2, 2, 41)
     y, x = torch.meshgrid(line, line, indexing="ij")
     names = torch.tensor([words.SHAPES.index("circle"), words.SHAPES.index("square")])
@@ -113,7 +130,9 @@ def test_a_large_shape_covers_more_than_a_small_one_and_lies_where_it_was_put():
     covered = mask.sum((1, 2)).float()
     assert covered[plain.size[:, 0] == 1].mean() > 2 * covered[plain.size[:, 0] == 0].mean()
     columns = (mask.sum(1) * (torch.arange(32) + 0.5)).sum(1) / covered
-    left, right = (columns[(plain.position == words.POSITIONS.index(side)) & (covered > 20)] for side in ("left", "right"))
+    left, right = (
+        columns[(plain.position == words.POSITIONS.index(side)) & (covered > 20)] for side in ("left", "right")
+    )
     assert left.max() < 16 < right.min()
 
 

@@ -18,17 +18,17 @@ def state_dict(
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, module in targets(model).items():
-        tensors[f"diffusion_model.{name}.lora_A.weight"] = (
-            torch.randn((rank, module.in_features), generator=generator) / module.in_features**0.5
-        ).to(dtype)
-        tensors[f"diffusion_model.{name}.lora_B.weight"] = (torch.randn((module.out_features, rank), generator=generator) * size).to(dtype)
+        key = f"diffusion_model.{name}"
+        down = torch.randn((rank, module.in_features), generator=generator) / module.in_features**0.5
+        up = torch.randn((module.out_features, rank), generator=generator) * size
+        tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = down.to(dtype), up.to(dtype)
         if alpha is not None:
-            tensors[f"diffusion_model.{name}.alpha"] = torch.tensor(alpha)
+            tensors[f"{key}.alpha"] = torch.tensor(alpha)
     return tensors
 
 
 def save_pair(model, folder, metadata=None, **kwargs) -> tuple[str, str]:
-    """Two files in a folder of LoRAs; returns their names."""
+    """Write two files into a folder of LoRAs, and return their names."""
     names = []
     for seed, phase in ((1, "slow"), (2, "fast")):
         name = f"{phase}.safetensors"

@@ -10,19 +10,22 @@ PACK = Path(__file__).resolve().parents[2]
 
 
 def find() -> Path | None:
-    """COMFYUI_PATH (empty: none), else the ComfyUI this checkout lies in (custom_nodes/<pack>), else ~/ComfyUI."""
+    """Return COMFYUI_PATH, else the ComfyUI that this checkout lies in (custom_nodes/<pack>), else ~/ComfyUI.
+
+    None if there is nothing, or if COMFYUI_PATH is empty.
+    """
     stated = os.environ.get("COMFYUI_PATH")
     places = [PACK.parent.parent, Path.home() / "ComfyUI"]
-    if stated is not None:  # empty: do without
+    if stated is not None:
         places = [Path(stated)] if stated else []
     found = next((p.resolve() for p in places if (p / "main.py").is_file() and (p / "comfy" / "sd.py").is_file()), None)
     if stated and found is None:
-        sys.exit(f"COMFYUI_PATH is {stated!r}, where there is no ComfyUI; correct it, or set it empty to do without")
+        sys.exit(f"COMFYUI_PATH is {stated!r}, which is not a ComfyUI; correct it, or set it empty to skip host tests")
     return found
 
 
 def boot(comfyui: Path) -> None:
-    """Import ComfyUI with --cpu; its own packages win over ours of the same name (`nodes`)."""
+    """Import ComfyUI with --cpu. Its own packages win over ours of the same name (`nodes`)."""
     sys.path.insert(0, str(comfyui))
     arguments, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
     try:
@@ -38,7 +41,7 @@ def boot(comfyui: Path) -> None:
 
 
 def load_pack() -> dict[str, type]:
-    """The pack's node classes, loaded the way ComfyUI loads a folder of custom_nodes."""
+    """Return the pack's node classes, loaded as ComfyUI loads a folder of custom_nodes."""
     import nodes
 
     if "LoadGlanceLoRA" not in nodes.NODE_CLASS_MAPPINGS:
@@ -47,7 +50,7 @@ def load_pack() -> dict[str, type]:
 
 
 def all_nodes() -> dict[str, type]:
-    """The node classes of ComfyUI, of its extras, and of the pack."""
+    """Return the node classes of ComfyUI, of its extras, and of the pack."""
     import nodes
 
     load_pack()
@@ -57,6 +60,6 @@ def all_nodes() -> dict[str, type]:
 
 
 def pack_module(name: str):
-    """A module of the pack as ComfyUI imported it, e.g. `nodes.pair`."""
+    """Return a module of the pack as ComfyUI imported it, e.g. `nodes.host.patcher`."""
     load_pack()
     return importlib.import_module(f"{str(PACK).replace('.', '_x_')}.{name}")

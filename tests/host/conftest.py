@@ -1,4 +1,4 @@
-"""Host tests run inside a real ComfyUI; without one each of them is skipped, by name and with a count at the end."""
+"""Host tests run inside a real ComfyUI. Without one they are skipped by name, with a count at the end."""
 
 import ast
 import sys
@@ -51,7 +51,7 @@ def node_classes():
 
 @pytest.fixture(autouse=True)
 def inference_mode():
-    """ComfyUI's executor runs every node under inference mode; so does every test."""
+    """ComfyUI's executor runs every node under inference mode, so the tests do too."""
     if FOUND is None:
         yield
         return
@@ -63,7 +63,7 @@ def inference_mode():
 
 @pytest.fixture
 def loras(tmp_path, monkeypatch, node_classes):
-    """An empty folder that is ComfyUI's models/loras for this test; the pack, which adds a folder of its own, is loaded before."""
+    """ComfyUI's models/loras in this test, an empty folder. The pack is loaded first, as it adds its own folder."""
     import folder_paths
 
     folder = tmp_path / "loras"
@@ -72,9 +72,19 @@ def loras(tmp_path, monkeypatch, node_classes):
     return folder
 
 
+@pytest.fixture
+def output(tmp_path, monkeypatch, loras):
+    """ComfyUI's output folder in this test; training runs keep their checkpoints in its `glance_training`."""
+    import folder_paths
+
+    folder = tmp_path / "output"
+    monkeypatch.setattr(folder_paths, "output_directory", str(folder))
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays_loaded():
-    """Each test starts with no model on the device."""
+    """Unload every model, so that each test starts with an empty device."""
     yield
     if FOUND is not None:
         import comfy.model_management

@@ -14,28 +14,38 @@ import comfyui
 import conftest
 from safetensors.torch import load_file
 
+SAMPLERS = ("PhaseSplitSampler", "SamplerCustom")
+
 
 def folder(base):
-    """The folders of a server's --base-directory, with the pack linked in."""
+    """Make the folders of a server's --base-directory, with a link to the pack."""
     for name in ("custom_nodes", "models/diffusion_models", "models/loras", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / "glance").symlink_to(comfyui.PACK, target_is_directory=True)
 
 
 class Server:
-    """ComfyUI in a process of its own on a free port, its files below `base`; options are further ones of its command line."""
+    """ComfyUI in a process of its own on a free port, with its files below `base`.
+
+    Args:
+        options: more options of its command line.
+    """
 
     def __init__(self, base, *options):
         self.base = base
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        command = [
+            *(sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)),
+            *("--base-directory", str(base), "--disable-auto-launch", "--disable-api-nodes"),
+            *("--database-url", "sqlite:///:memory:", *options),
+        ]
+        environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
         self.log = open(base / "server.log", "wb")  # noqa: SIM115  closed in stop()
         self.process = subprocess.Popen(
-            [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base),
-             "--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:", *options],
-            cwd=conftest.FOUND, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}, stdout=self.log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            command, cwd=conftest.FOUND, env=os.environ | environment, stdout=self.log, stderr=subprocess.STDOUT
+        )
         for _ in range(600):
             if self.process.poll() is not None:
                 break
@@ -52,9 +62,11 @@ class Server:
         self.log.close()
 
     def call(self, path, data=None):
-        """(status, JSON or text) of a request."""
+        """Return (status, JSON or text) of a request."""
         body = None if data is None else json.dumps(data).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", body, {"Content-Type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 status, text = answer.status, answer.read()
@@ -68,6 +80,7 @@ class Server:
         return answer["prompt_id"]
 
     def wait(self, prompt_id, seconds=120):
+        """Return the history of a prompt when it has ended."""
         for _ in range(int(seconds / 0.1)):
             history = self.call(f"/history/{prompt_id}")[1]
             if prompt_id in history:
@@ -76,14 +89,13 @@ class Server:
         raise TimeoutError(prompt_id)
 
     def run(self, graph):
-        """The latents a fresh run saves (nothing taken from the host's cache)."""
+        """Return the latents that a fresh run saves. Nothing may come from ComfyUI's cache."""
         self.call("/free", {"unload_models": True, "free_memory": True})
         time.sleep(1.5)
         done = self.wait(self.queue(graph))
         assert done["status"]["status_str"] == "success", done["status"]
         (cached,) = [message[1]["nodes"] for message in done["status"]["messages"] if message[0] == "execution_cached"]
-        assert not cached or not set(cached) & {
-            name for name, node in graph.items() if node["class_type"].startswith(("PhaseSplitSampler", "SamplerCustom"))
-        }, "answered from the cache"
+        sampling = {name for name, node in graph.items() if node["class_type"].startswith(SAMPLERS)}
+        assert not set(cached) & sampling, "the answer came from the cache"
         (saved,) = next(shown["latents"] for shown in done["outputs"].values() if "latents" in shown)
         return load_file(self.base / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"]

@@ -1,4 +1,7 @@
-"""The same seed gives the same bits on a CPU in two fresh processes: sampling, training, and a training that the second takes up from the first."""
+"""The same seed gives the same bits on a CPU in two fresh processes.
+
+They sample and train, and the second resumes a training run of the first.
+"""
 
 import os
 import subprocess
@@ -17,11 +20,13 @@ fresh.save(pathlib.Path(sys.argv[1]), sys.argv[2])
 """
 
 
-def test_two_fresh_processes_sample_train_and_take_up_to_the_same_bits(tmp_path):
+def test_two_fresh_processes_sample_train_and_resume_to_the_same_bits(tmp_path):
     found = []
     for seed, moment in enumerate(("begin", "end")):  # the hash of a string, and so the order of a set, differs
-        environment = os.environ | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
-        done = subprocess.run([sys.executable, "-c", FRESH, tmp_path, moment], env=environment, capture_output=True, text=True)
+        path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+        environment = os.environ | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": path}
+        command = [sys.executable, "-c", FRESH, tmp_path, moment]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(load_file(tmp_path / f"{moment}.safetensors"))
     first, second = found

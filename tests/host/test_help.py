@@ -1,4 +1,4 @@
-"""Each node's help page and labels: there, whole, and of the node as it is."""
+"""Help pages and labels exist for every node, and agree with it."""
 
 import json
 import re
@@ -8,16 +8,19 @@ import pytest
 import write_labels
 
 LANGUAGES = ("zh", "ja")
+# New inputs (node, input) that wait for a translation. ComfyUI shows them in English until then.
+UNTRANSLATED: set[tuple[str, str]] = set()
 NODES = [
-    "CalibrateGlance", "GlanceCompare", "GlancePhasePlot", "GlancePromptBank", "GlanceReferenceSampler", "GlanceScheduler", "GlanceTinyText",
-    "GlanceTinyVAE", "LoadGlanceLoRA", "PhaseSplitSampler", "TrainGlanceAdapter",
+    "CalibrateGlance", "GlanceCompare", "GlancePhasePlot", "GlancePromptBank", "GlanceReferenceSampler",
+    "GlanceScheduler", "GlanceTinyText", "GlanceTinyVAE", "GlanceTrainingOptions", "LoadGlanceLoRA",
+    "PhaseSplitSampler", "TrainGlanceAdapter",
 ]  # fmt: skip
 HEADINGS = ["When", "Inputs", "Outputs", "Typical mistakes"]
 
 
 @pytest.fixture(scope="module")
 def schemas(node_classes):
-    """Of the pack's own nodes, by name."""
+    """Return the schemas of the pack's own nodes, by name."""
     return {name: each.GET_SCHEMA() for name, each in node_classes.items() if name in NODES or "Glance" in name}
 
 
@@ -29,13 +32,13 @@ def section(text, heading):
     return text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
-def test_every_node_has_its_page_and_every_page_its_node(schemas):
+def test_every_node_has_a_page_and_every_page_a_node(schemas):
     assert sorted(schemas) == sorted(NODES)
     assert sorted(path.stem for path in (comfyui.PACK / "web/docs").glob("*.md")) == sorted(NODES)
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_a_page_says_what_when_and_each_input_and_output_there_is(name, schemas):
+def test_a_page_has_all_sections_inputs_and_outputs(name, schemas):
     text, schema = page(name), schemas[name]
     assert text.startswith(f"# {schema.display_name}\n")
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == HEADINGS
@@ -47,14 +50,16 @@ def test_a_page_says_what_when_and_each_input_and_output_there_is(name, schemas)
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_a_pages_picture_shows_the_node_as_it_is(name, schemas):
+def test_the_picture_of_a_page_shows_the_current_node(name, schemas):
     pictures = comfyui.PACK / "web/docs/pictures"
     assert (pictures / f"{name}.jpg").read_bytes().startswith(b"\xff\xd8\xff")
     sockets, widgets, outputs = json.loads((pictures / "drawn.json").read_text(encoding="utf-8"))[name]
     assert outputs == [each.display_name for each in schemas[name].outputs]
-    shown = [each.id for each in sorted(schemas[name].inputs, key=lambda each: each.optional)]  # the browser draws optional ones last
-    assert sorted(sockets + widgets) == sorted(shown)
-    assert sockets == [each for each in shown if each in sockets] and widgets == [each for each in shown if each in widgets]
+    drawn = sorted(schemas[name].inputs, key=lambda each: each.optional)  # the browser draws optional ones last
+    names = [each.id for each in drawn]
+    assert sorted(sockets + widgets) == sorted(names)
+    assert sockets == [each for each in names if each in sockets]
+    assert widgets == [each for each in names if each in widgets]
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -65,23 +70,23 @@ def test_every_input_and_output_has_a_tooltip(name, schemas):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("name", NODES)
-def test_the_labels_are_those_of_the_nodes_inputs_and_outputs(language, name, schemas):
+def test_every_input_and_output_has_a_label_in_each_language(language, name, schemas):
     labels = json.loads((comfyui.PACK / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
     assert sorted(labels) == sorted(NODES)
-    told, schema = labels[name], schemas[name]
-    assert told["display_name"] and told["description"] and told["description"] != schema.description
-    assert list(told["inputs"]) == [each.id for each in schema.inputs]
-    assert list(told["outputs"]) == [str(i) for i in range(len(schema.outputs))]
-    for each in (*told["inputs"].values(), *told["outputs"].values()):
+    labels_of, schema = labels[name], schemas[name]
+    assert labels_of["display_name"] and labels_of["description"] and labels_of["description"] != schema.description
+    assert list(labels_of["inputs"]) == [each.id for each in schema.inputs if (name, each.id) not in UNTRANSLATED]
+    assert list(labels_of["outputs"]) == [str(i) for i in range(len(schema.outputs))]
+    for each in (*labels_of["inputs"].values(), *labels_of["outputs"].values()):
         assert each["name"] and re.search(r"[\u3040-\u30ff\u4e00-\u9fff]", each["tooltip"])
 
 
-def test_the_english_labels_are_the_schemas_own(schemas):
+def test_the_english_labels_match_the_schemas(schemas):
     assert (comfyui.PACK / "locales/en/nodeDefs.json").read_text(encoding="utf-8") == write_labels.english(schemas)
 
 
 @pytest.mark.parametrize("language", ("en", *LANGUAGES))
-def test_the_host_hands_the_labels_out(language, tmp_path, monkeypatch):
+def test_comfyui_serves_the_labels(language, tmp_path, monkeypatch):
     import folder_paths
     from app.custom_node_manager import CustomNodeManager
 

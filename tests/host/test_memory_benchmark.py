@@ -1,14 +1,15 @@
-"""benchmarks.memory: what it predicts is what a real step takes, and moves as memory does."""
+"""benchmarks.memory: what it predicts is what a real step takes, and changes as memory does."""
 
 from dataclasses import replace
 
 import pytest
 
 from benchmarks import memory
-from benchmarks.memory_tracker import predict
+from benchmarks.memory_setups import FLUX_CHECK, QWEN, sized
+from benchmarks.memory_step import predict
 
-SMALL = memory._sized(memory._FLUX_CHECK, 4, 2, stored="fp8", latent=(1, 16, 48, 48))
-QWEN = memory._sized(memory.QWEN, 4, 2)
+SMALL = sized(FLUX_CHECK, 4, 2, stored="fp8", latent=(1, 16, 48, 48))
+SMALL_QWEN = sized(QWEN, 4, 2)
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -17,29 +18,32 @@ def test_prediction_is_within_a_tenth_of_what_a_real_step_takes(checkpointing):
 
 
 def test_more_layers_take_more_and_checkpointing_takes_less():
-    kept = [predict(memory._sized(QWEN, 4, layers, checkpointing=True)).activations for layers in (2, 4)]
-    everything = [predict(memory._sized(QWEN, 4, layers, checkpointing=False)).activations for layers in (2, 4)]
+    kept, everything = (
+        [predict(sized(SMALL_QWEN, 4, layers, checkpointing=checkpointing)).activations for layers in (2, 4)]
+        for checkpointing in (True, False)
+    )
     assert kept[0] < kept[1] < everything[1]
     assert everything[1] - everything[0] > 5 * (kept[1] - kept[0])
 
 
-def test_fp8_weights_are_half_of_bf16_and_offloaded_ones_are_none():
-    halves, wholes = predict(replace(QWEN, stored="fp8")), predict(QWEN)
-    assert halves.weights * 2 == wholes.weights == wholes.stored
-    away = predict(replace(QWEN, resident=0))
-    assert (away.weights, away.stored) == (0, wholes.stored)
-    assert wholes.activations < away.activations <= wholes.activations + 2 * away.largest
+def test_fp8_weights_take_half_of_bf16_and_offloaded_ones_nothing():
+    fp8, bf16 = predict(replace(SMALL_QWEN, stored="fp8")), predict(SMALL_QWEN)
+    assert fp8.weights * 2 == bf16.weights == bf16.stored
+    away = predict(replace(SMALL_QWEN, resident=0))
+    assert (away.weights, away.stored) == (0, bf16.stored)
+    assert bf16.activations < away.activations <= bf16.activations + 2 * away.largest
 
 
-def test_streaming_keeps_as_many_weights_as_it_is_given_room_for():
-    whole = predict(QWEN).weights
-    assert 0.3 * whole < predict(replace(QWEN, resident=whole // 2)).weights <= 0.5 * whole
+def test_streaming_keeps_as_many_weights_as_there_is_room_for():
+    every = predict(SMALL_QWEN).weights
+    assert 0.3 * every < predict(replace(SMALL_QWEN, resident=every // 2)).weights <= 0.5 * every
 
 
-def test_adamw_holds_two_numbers_for_each_of_the_adapters_and_8bit_states_a_quarter_of_that():
-    peak = predict(QWEN)
+def test_adamw_holds_two_numbers_per_adapter_number_and_8_bit_states_a_quarter():
+    peak = predict(SMALL_QWEN)
     recipe_rank, width = 32, 512
-    layer = 8 * (width + width) + 2 * (4 * width + width) + 2 * (width + 6 * width)  # attention, img_mlp and txt_mlp's second, modulations
+    # Attention, the second layer of img_mlp and txt_mlp, modulations.
+    layer = 8 * (width + width) + 2 * (4 * width + width) + 2 * (width + 6 * width)
     assert peak.adapters == 2 * layer * recipe_rank * 4
     assert peak.optimizer == 2 * peak.adapters
     assert memory.eight_bit(peak).optimizer == pytest.approx(peak.optimizer / 4, rel=0.02)

@@ -1,4 +1,4 @@
-"""What the pack costs before anybody uses it: the time to load it into a running host, and what that imports."""
+"""What the pack costs before anybody uses it: the time to load it into a running ComfyUI, and what that imports."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import comfyui
 import pytest
 
 RUNS = 3
-# A pack of one empty file goes first: the host's own reading of a pack's pyproject.toml is paid by whichever comes first.
+# An empty pack loads first: the first pack pays for ComfyUI's reader of pyproject.toml.
 LOAD = """
 import asyncio, json, socket, sys, time
 from pathlib import Path
@@ -19,17 +19,19 @@ comfyui.boot(comfyui.find())
 import nodes, server
 empty = Path(sys.argv[2])
 empty.mkdir(exist_ok=True)
-(empty / "pyproject.toml").write_text('[project]\\nname = "empty"\\nversion = "1.0.0"\\n[tool.comfy]\\nPublisherId = "empty"\\n')
+project = '[project]\\nname = "empty"\\nversion = "1.0.0"\\n[tool.comfy]\\nPublisherId = "empty"\\n'
+(empty / "pyproject.toml").write_text(project)
 (empty / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\\n")
 asyncio.run(nodes.load_custom_node(str(empty)))
 def refuse(*arguments, **named):
-    raise RuntimeError("the pack reached for the network or another program while it was loaded")
+    raise RuntimeError("the pack used the network or another program while it was loaded")
 known, socket.socket.connect, socket.getaddrinfo = set(sys.modules), refuse, refuse
 import subprocess, os
 subprocess.Popen.__init__, os.system = refuse, refuse
 began = time.perf_counter()
 loaded = asyncio.run(nodes.load_custom_node(str(comfyui.PACK)))
-print(json.dumps({"loaded": loaded, "seconds": time.perf_counter() - began, "imported": sorted(set(sys.modules) - known)}))
+seconds = time.perf_counter() - began
+print(json.dumps({"loaded": loaded, "seconds": seconds, "imported": sorted(set(sys.modules) - known)}))
 """
 
 
@@ -37,16 +39,18 @@ print(json.dumps({"loaded": loaded, "seconds": time.perf_counter() - began, "imp
 def runs(tmp_path_factory):
     empty = tmp_path_factory.mktemp("packs") / "empty"
     command = [sys.executable, "-c", LOAD, str(comfyui.PACK / "tests/host"), str(empty)]
-    told = [subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout for _ in range(RUNS)]
-    return [json.loads(each.splitlines()[-1]) for each in told]
+    printed = [
+        subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout for _ in range(RUNS)
+    ]
+    return [json.loads(each.splitlines()[-1]) for each in printed]
 
 
-def test_the_pack_loads_in_under_three_tenths_of_a_second_without_network_or_other_programs(runs):
+def test_pack_loads_in_under_three_tenths_of_a_second_without_network_or_other_programs(runs):
     assert all(run["loaded"] for run in runs)
     assert min(run["seconds"] for run in runs) < 0.3, [run["seconds"] for run in runs]
 
 
-def test_loading_it_imports_its_own_modules_and_nothing_else(runs):
+def test_loading_the_pack_imports_only_its_own_modules(runs):
     own = str(comfyui.PACK).replace(".", "_x_")
     foreign = [name for name in runs[0]["imported"] if not name.startswith(own)]
     assert foreign == []

@@ -1,4 +1,4 @@
-"""A real server takes every workflow as the browser would send it, and runs those of the embedded model."""
+"""A real server accepts every workflow as the browser sends it, and runs those of the embedded model."""
 
 import json
 import time
@@ -21,7 +21,7 @@ def workflow(name):
 
 
 def stand_ins(models):
-    """A file without content under each name that a workflow asks for: enough for the server's own checks, which look at names."""
+    """Write an empty file under each name that a workflow asks for. The server's own checks look only at names."""
     for name in graphs.WORKFLOWS:
         for node in workflow(name)["nodes"]:
             wanted = [(each["directory"], each["name"]) for each in node["properties"].get("models", [])]
@@ -49,19 +49,19 @@ def server(tmp_path_factory):
 
 
 def posted(server, graph):
-    """(status, answer) of the server's checks; what they let through is stopped at once."""
+    """Return (status, answer) of the server's checks. A graph that they accept is stopped at once."""
     answer = server.call("/prompt", {"prompt": graph})
     server.call("/queue", {"clear": True})
     for _ in range(300):
         if not server.call("/queue")[1]["queue_running"]:
             return answer
-        server.call("/interrupt", {})  # again: one that comes before the run has begun is forgotten
+        server.call("/interrupt", {})  # again: an interrupt before the run has begun is lost
         time.sleep(0.1)
     raise TimeoutError("the server does not stop")
 
 
 def finished(server, graph):
-    """The outputs of a run by node."""
+    """Return the outputs of a run by node."""
     done = server.wait(server.queue(graph))
     assert done["status"]["status_str"] == "success", done["status"]
     return done["outputs"]
@@ -77,7 +77,7 @@ def test_the_server_accepts_the_workflow(name, server, classes):
     assert status == 200 and not answer["node_errors"], answer
 
 
-def test_the_server_refuses_a_workflow_whose_file_is_not_there(server, classes):
+def test_the_server_rejects_a_workflow_with_a_missing_file(server, classes):
     graph = to_api(workflow("glance_qwen_image_text_to_image"), classes)
     (inputs,) = of_kind(graph, "LoadGlanceLoRA").values()
     inputs["slow_lora"] = "nobody_has_this.safetensors"
@@ -85,32 +85,36 @@ def test_the_server_refuses_a_workflow_whose_file_is_not_there(server, classes):
     assert status == 400 and "nobody_has_this.safetensors" in json.dumps(answer)
 
 
-def test_the_embedded_comparison_runs_and_comes_to_a_verdict(server, classes):
+def test_the_embedded_comparison_runs_and_gives_a_result(server, classes):
     graph = to_api(workflow("glance_tiny_compare"), classes)
     (latent,) = of_kind(graph, "EmptySD3LatentImage").values()
-    (path,) = of_kind(graph, "GlancePhasePlot").values()
-    latent["batch_size"], path["teacher_runs"] = 2, 1
+    (plot,) = of_kind(graph, "GlancePhasePlot").values()
+    latent["batch_size"], plot["teacher_runs"] = 2, 1
     outputs = finished(server, graph)
     (table,) = [shown["text"][0] for shown in outputs.values() if "text" in shown]
-    assert table.splitlines()[2].startswith("| teacher | 50 | 100 |") and "than the best bare row" in table
+    assert table.splitlines()[2].startswith("| teacher | 50 | 100 |") and "than the best base row" in table
     assert sum(len(shown.get("images", [])) for shown in outputs.values()) == 2  # the grid and the plot
 
 
-def test_the_embedded_training_runs_saves_a_pair_and_samples_with_it(server, classes):
+def test_the_embedded_training_saves_a_pair_and_samples_with_it(server, classes):
     graph = to_api(workflow("glance_tiny_train"), classes)
     (training,) = of_kind(graph, "TrainGlanceAdapter").values()
+    (options,) = of_kind(graph, "GlanceTrainingOptions").values()
     (search,) = of_kind(graph, "CalibrateGlance").values()
-    training |= {"steps": 2, "teacher_runs": 4, "checks": 2, "preview_every": 0}
-    search |= {"seconds": 3.0, "teacher_runs": 4, "forwards": 4}
+    training |= {"steps": 2, "teacher_runs": 4}
+    options |= {"checks": 2, "preview_every": 0}
+    search |= {"seconds": 3.0, "teacher_runs": 4, "model_calls": 4}
     outputs = finished(server, graph)
     texts = [shown["text"][0] for shown in outputs.values() if "text" in shown]
     assert any("trained in" in text and "sample with cfg" in text for text in texts)
-    assert sorted(file.name for file in (server.base / "models/loras").glob("my_glance_tiny_*")) == ["my_glance_tiny_fast.safetensors", "my_glance_tiny_slow.safetensors"]  # fmt: skip
-    assert sum(len(shown.get("images", [])) for shown in outputs.values()) == 10  # four with the pair, four without, and two plots
+    files = sorted(file.name for file in (server.base / "models/loras").glob("my_glance_tiny_*"))
+    assert files == ["my_glance_tiny_fast.safetensors", "my_glance_tiny_slow.safetensors"]
+    pictures = sum(len(shown.get("images", [])) for shown in outputs.values())
+    assert pictures == 10  # four with the pair, four without, and two plots
 
 
 def on_the_embedded_model(graph, picture):
-    """The graph with the embedded model in place of the large one, at 128 x 128."""
+    """Return the graph with the embedded model instead of the large one, at 128 x 128."""
     for name, node in list(graph.items()):
         inputs = node["inputs"]
         if node["class_type"] == "UNETLoader":
@@ -133,12 +137,14 @@ def on_the_embedded_model(graph, picture):
     return graph
 
 
-def test_the_inpainting_graph_changes_the_picture_within_the_mask_alone(server, classes):
+def test_the_inpainting_graph_changes_the_picture_only_inside_the_mask(server, classes):
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     kept = np.full((128, 128, 1), 255, dtype=np.uint8)
-    kept[32:96, 64:112] = 0  # the mask editor saves the mask as what is see-through
+    kept[32:96, 64:112] = 0  # the mask editor saves the mask as transparency
     Image.fromarray(np.concatenate([noise, kept], axis=2)).save(server.base / "input/masked.png")
-    outputs = finished(server, on_the_embedded_model(to_api(workflow("glance_qwen_image_inpaint"), classes), "masked.png"))
+    outputs = finished(
+        server, on_the_embedded_model(to_api(workflow("glance_qwen_image_inpaint"), classes), "masked.png")
+    )
     (saved,) = [picture for shown in outputs.values() for picture in shown.get("images", [])]
     painted = np.asarray(Image.open(server.base / "output" / saved["filename"]).convert("RGB"))
     changed = np.abs(painted.astype(int) - noise).max(axis=2) > 1
@@ -161,7 +167,10 @@ def test_the_image_to_image_graph_keeps_more_of_the_picture_at_a_lower_denoise(s
 
 
 def with_neighbours(name, before=(), after=()):
-    """The block's workflow with nodes wired to its inputs and outputs of these names: (slot, type of node, its socket or None, widgets)."""
+    """Return the block's workflow with nodes wired to its inputs and outputs.
+
+    before: (input of the block, type of node, widgets). after: (output of the block, type of node, socket, widgets).
+    """
     saved = json.loads((comfyui.PACK / "subgraphs" / f"{name}.json").read_text(encoding="utf-8"))
     (block,) = saved["nodes"]
     for slot, kind, values in before:
@@ -174,7 +183,9 @@ def with_neighbours(name, before=(), after=()):
         link, number = len(saved["links"]) + 1, len(saved["nodes"]) + 1
         (at,) = [i for i, each in enumerate(block["outputs"]) if each["name"] == slot]
         saved["links"].append([link, 1, at, number, 0, block["outputs"][at]["type"]])
-        saved["nodes"].append({"id": number, "type": kind, "inputs": [{"name": socket, "link": link}], "widgets_values": values})
+        saved["nodes"].append(
+            {"id": number, "type": kind, "inputs": [{"name": socket, "link": link}], "widgets_values": values}
+        )
     return saved
 
 
@@ -189,19 +200,23 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_the_server_hands_out_the_block_and_accepts_it_in_a_graph(name, server, classes):
+def test_the_server_offers_the_block_and_accepts_it_in_a_graph(name, server, classes):
     listed = server.call("/global_subgraphs")[1]
-    (number,) = [number for number, each in listed.items() if each["name"] == name and each["info"]["node_pack"] == "custom_nodes.glance"]
-    assert server.call(f"/global_subgraphs/{number}")[1]["data"] == (comfyui.PACK / "subgraphs" / f"{name}.json").read_text(
-        encoding="utf-8"
-    )
+    (number,) = [
+        number
+        for number, each in listed.items()
+        if each["name"] == name and each["info"]["node_pack"] == "custom_nodes.glance"
+    ]
+    assert server.call(f"/global_subgraphs/{number}")[1]["data"] == (
+        comfyui.PACK / "subgraphs" / f"{name}.json"
+    ).read_text(encoding="utf-8")
     graph = to_api(with_neighbours(name, *BLOCKS[name]), classes)
     status, answer = posted(server, graph)
     assert status == 200 and not answer["node_errors"], answer
     incomplete = to_api(with_neighbours(name, BLOCKS[name][0][1:], BLOCKS[name][1]), classes)
-    if BLOCKS[name][0]:  # and without its model it is refused
+    if BLOCKS[name][0]:  # without its model the server rejects it
         assert posted(server, incomplete)[0] == 400
 
 
-def test_every_block_is_tried():
+def test_every_block_is_tested():
     assert graphs.blocks.DESCRIPTIONS.keys() == BLOCKS.keys()

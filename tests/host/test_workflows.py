@@ -1,4 +1,4 @@
-"""The workflows a user can open from the templates browser: made from their definitions, whole, and fitting the nodes of host and pack."""
+"""The workflows of the templates browser match their definitions, and fit the nodes of ComfyUI and of the pack."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ from graphs import builder, schemas
 
 WORKFLOWS = sorted((comfyui.PACK / "workflows").glob("*.json"))
 BLOCKS = sorted((comfyui.PACK / "subgraphs").glob("*.json"))
-MODEL_FILES = (".safetensors", ".gguf")  # which of them a user has is not ours to know
+MODEL_FILES = (".safetensors", ".gguf")  # we do not know which of them a user has
 TITLE = 30  # pixels of a node's title, above its position
 
 
@@ -39,45 +39,48 @@ def _notes(workflow):
 
 
 def _overlap(one, other):
-    """Of boxes (left, top, right, bottom)."""
+    """Return whether two boxes (left, top, right, bottom) overlap."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def test_every_workflow_and_block_is_what_its_definition_makes_of_the_hosts_schemas(host_nodes):
+def test_every_workflow_and_block_matches_its_definition(host_nodes):
     made = graphs.files(host_nodes)
-    there = {f"{file.parent.name}/{file.name}": file.read_text(encoding="utf-8") for file in (*WORKFLOWS, *BLOCKS)}
-    assert there.keys() == made.keys()
-    assert [place for place in made if made[place] != there[place]] == [], "run tests/host/write_workflows.py"
+    found = {f"{file.parent.name}/{file.name}": file.read_text(encoding="utf-8") for file in (*WORKFLOWS, *BLOCKS)}
+    assert found.keys() == made.keys()
+    assert [place for place in made if made[place] != found[place]] == [], "run tests/host/write_workflows.py"
 
 
-def test_a_definition_with_an_input_that_the_host_does_not_have_is_refused(host_nodes):
+def test_wrong_inputs_in_a_definition_are_rejected(host_nodes):
     graph = builder.Graph("test", host_nodes)
     with pytest.raises(builder.BuildError, match="UNETLoader has no input unet_file"):
         graph.node("UNETLoader", (0, 0), (300, None), unet_name="a.safetensors", unet_file="b")
-    with pytest.raises(builder.BuildError, match=r"UNETLoader\.unet_name depends on the files that somebody has"):
+    with pytest.raises(builder.BuildError, match=r"UNETLoader\.unet_name depends on the files that a user has"):
         graph.node("UNETLoader", (0, 0), (300, None))
     vae = graph.node("VAELoader", (0, 0), (300, None), vae_name="a.safetensors")
     with pytest.raises(builder.BuildError, match=r"VAEDecode\.samples takes LATENT, not VAE"):
         graph.node("VAEDecode", (0, 0), (300, None), samples=vae, vae=vae)
 
 
-def test_no_other_folder_is_taken_for_templates():
-    """ComfyUI serves the first of these that is there, and then no file of any other."""
+def test_workflows_is_the_only_folder_with_a_name_for_templates():
+    """ComfyUI serves the first of these folders that exists, and ignores the others."""
     names = ("example_workflows", "example", "examples", "workflow", "workflows")
     assert [name for name in names if (comfyui.PACK / name).exists()] == ["workflows"]
 
 
-def test_a_workflow_has_a_picture_of_the_same_name(path):
+def test_every_workflow_has_a_picture_of_the_same_name(path):
     picture = path.with_suffix(".jpg").read_bytes()
     assert picture.startswith(b"\xff\xd8\xff") and len(picture) < 250_000
 
 
-def test_every_node_of_a_workflow_exists_in_the_host(workflow, host_nodes):
+def test_comfyui_has_every_node_of_a_workflow(workflow, host_nodes):
     assert {node["type"] for node in _run_by_host(workflow)} <= host_nodes.keys()
 
 
-def test_node_and_link_ids_are_unique_and_counted(workflow):
-    for items, last in (([n["id"] for n in workflow["nodes"]], "last_node_id"), ([link[0] for link in workflow["links"]], "last_link_id")):
+def test_node_and_link_ids_are_unique_and_the_last_is_stated(workflow):
+    for items, last in (
+        ([n["id"] for n in workflow["nodes"]], "last_node_id"),
+        ([link[0] for link in workflow["links"]], "last_link_id"),
+    ):
         assert len(items) == len(set(items)) and max(items) == workflow[last]
 
 
@@ -86,10 +89,13 @@ def test_no_two_workflows_share_an_id():
     assert len(ids) == len(set(ids))
 
 
-def test_both_ends_of_every_link_know_it_and_every_known_link_exists(workflow):
+def test_links_and_the_slots_at_their_ends_agree(workflow):
     ends = {(slot["link"], node["id"], i, "in") for node in workflow["nodes"] for i, slot in enumerate(node["inputs"])}
     ends |= {
-        (link, node["id"], i, "out") for node in workflow["nodes"] for i, slot in enumerate(node["outputs"]) for link in slot["links"] or ()
+        (link, node["id"], i, "out")
+        for node in workflow["nodes"]
+        for i, slot in enumerate(node["outputs"])
+        for link in slot["links"] or ()
     }
     assert ends == {
         end
@@ -98,7 +104,7 @@ def test_both_ends_of_every_link_know_it_and_every_known_link_exists(workflow):
     }
 
 
-def test_every_link_joins_slots_whose_types_fit_by_the_hosts_schemas(workflow, host_nodes):
+def test_both_slots_of_a_link_have_the_types_of_the_schemas(workflow, host_nodes):
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for _, source, out_slot, target, in_slot, carried in workflow["links"]:
         given = host_nodes[nodes[source]["type"]].RETURN_TYPES[out_slot]
@@ -107,14 +113,14 @@ def test_every_link_joins_slots_whose_types_fit_by_the_hosts_schemas(workflow, h
         assert taken[nodes[target]["inputs"][in_slot]["name"]] in (given, "*")
 
 
-def test_every_input_without_a_widget_that_has_to_be_is_linked(workflow, host_nodes):
+def test_every_required_input_without_a_widget_is_linked(workflow, host_nodes):
     for node in _run_by_host(workflow):
         linked = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
         sockets = schemas.sockets(host_nodes[node["type"]])
         assert {name for name, each in sockets.items() if each.required} <= linked <= sockets.keys(), node["type"]
 
 
-def test_widget_values_fit_the_schemas_in_number_order_and_range(workflow, host_nodes):
+def test_widget_values_fit_the_schemas(workflow, host_nodes):
     for node in _run_by_host(workflow):
         widgets = list(schemas.widgets(host_nodes[node["type"]]))
         assert len(node["widgets_values"]) == len(widgets), node["type"]
@@ -122,7 +128,11 @@ def test_widget_values_fit_the_schemas_in_number_order_and_range(workflow, host_
             where = f"{node['type']}.{name} = {value!r}"
             assert isinstance(value, schemas.WIDGETS[kind]), where
             if kind == "COMBO":
-                assert value in options["options"] or value.endswith(MODEL_FILES) or (name == "image" and value == "example.png"), where
+                assert (
+                    value in options["options"]
+                    or value.endswith(MODEL_FILES)
+                    or (name == "image" and value == "example.png")
+                ), where
             elif kind in ("INT", "FLOAT"):
                 assert options.get("min", value) <= value <= options.get("max", value), where
 
@@ -138,23 +148,27 @@ def test_nodes_do_not_overlap_and_are_as_tall_as_their_rows(workflow, host_nodes
         assert not _overlap(first, second), (one["type"], one["pos"], other["type"], other["pos"])
 
 
-def test_groups_do_not_overlap_and_frame_whole_nodes(workflow):
-    frames = [(x, y, x + width, y + height) for x, y, width, height in (group["bounding"] for group in workflow["groups"])]
+def test_groups_do_not_overlap_and_each_node_is_inside_one(workflow):
+    frames = [
+        (x, y, x + width, y + height) for x, y, width, height in (group["bounding"] for group in workflow["groups"])
+    ]
     assert not any(_overlap(one, other) for one, other in itertools.combinations(frames, 2))
     for node in _run_by_host(workflow):
         (left, top), (width, height) = node["pos"], node["size"]
-        inside = [f for f in frames if f[0] < left and f[1] < top - TITLE and left + width < f[2] and top + height < f[3]]
+        inside = [
+            f for f in frames if f[0] < left and f[1] < top - TITLE and left + width < f[2] and top + height < f[3]
+        ]
         assert len(inside) == 1, node["type"]
 
 
-def test_every_downloaded_file_stands_in_a_note_with_its_folder_and_address(workflow):
+def test_a_note_names_every_downloaded_file_with_folder_and_address(workflow):
     for node in _run_by_host(workflow):
         for model in node["properties"].get("models", []):
             assert model["name"] in node["widgets_values"] and model["url"].endswith("/" + model["name"])
             assert f"| `{model['directory']}` | [{model['name']}]({model['url']}) |" in _notes(workflow)
 
 
-def test_file_names_without_an_address_are_the_packs_own_or_called_placeholders(workflow):
+def test_file_names_without_an_address_belong_to_the_pack_or_are_called_placeholders(workflow):
     from glance_core import tiny
 
     own = {file.name for folder in (tiny.MODEL_FILE.parent, tiny.LORA_FOLDER) for file in folder.iterdir()}
@@ -165,18 +179,28 @@ def test_file_names_without_an_address_are_the_packs_own_or_called_placeholders(
             assert node["type"] == "LoadGlanceLoRA" and "are placeholders" in _notes(workflow)
 
 
-def test_notes_name_only_workflows_that_there_are(workflow):
+def test_notes_name_only_workflows_that_exist(workflow):
     assert set(re.findall(r"\*\*(glance_\w+)\*\*", _notes(workflow))) <= graphs.WORKFLOWS.keys() | {"glance_tiny_flux"}
 
 
+def _named_in(row):
+    """Return the workflows that a row of the README names. `..` stands for the beginning of the row's first name."""
+    names = re.findall(r"`((?:glance|\.\.)_\w+)`", row)
+    for name in names:
+        beginning = names[0] if name.startswith("..") else ""
+        while beginning and name.replace("..", beginning) not in graphs.WORKFLOWS:
+            beginning = beginning.rpartition("_")[0]
+        yield name.replace("..", beginning)
+
+
 def test_the_readme_names_every_workflow_and_block():
-    text = (comfyui.PACK / "README.md").read_text(encoding="utf-8").split("\n## Workflows\n")[1].split("\n## ")[0]
-    assert sorted(re.findall(r"`(glance_\w+)`", text)) == sorted(graphs.WORKFLOWS)
-    assert set(re.findall(r"\*\*(.+?)\*\*", text)) >= {path.stem for path in BLOCKS}
+    text = (comfyui.PACK / "README.md").read_text(encoding="utf-8").split("\n## Models\n")[1].split("\n## ")[0]
+    assert sorted(name for row in text.splitlines() for name in _named_in(row)) == sorted(graphs.WORKFLOWS)
+    assert set(re.findall(r"\*([^*]+)\*", text)) >= {path.stem for path in BLOCKS}
 
 
 @pytest.mark.parametrize("path", BLOCKS, ids=lambda path: path.stem)
-def test_a_block_joins_its_inputs_and_outputs_to_nodes_inside(path, host_nodes):
+def test_the_inputs_and_outputs_of_a_block_are_linked_to_nodes_inside(path, host_nodes):
     saved = json.loads(path.read_text(encoding="utf-8"))
     (node,), (inside,) = saved["nodes"], saved["definitions"]["subgraphs"]
     assert node["type"] == inside["id"] and inside["name"] == node["title"] == path.stem

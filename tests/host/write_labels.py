@@ -1,6 +1,9 @@
-"""Write the English labels anew from the nodes' schemas: .venv/bin/python tests/host/write_labels.py
+"""Write the English labels from the nodes' schemas.
 
-The other languages are written by hand, after locales/en/nodeDefs.json; tests/host/test_help.py tells which entries are missing or stale.
+    .venv/bin/python tests/host/write_labels.py
+
+People write the other languages by hand after locales/en/nodeDefs.json. tests/host/test_help.py names missing and stale
+entries.
 """
 
 from __future__ import annotations
@@ -13,16 +16,19 @@ import comfyui
 
 
 def english(schemas: dict[str, Any]) -> str:
-    """locales/en/nodeDefs.json of these nodes, by name."""
-    return json.dumps({name: _of(schema) for name, schema in sorted(schemas.items())}, indent=2, ensure_ascii=False) + "\n"
+    """Return locales/en/nodeDefs.json of these nodes, by name."""
+    labels = {name: _labels(schema) for name, schema in sorted(schemas.items())}
+    return json.dumps(labels, indent=2, ensure_ascii=False) + "\n"
 
 
-def _of(schema: Any) -> dict[str, Any]:
+def _labels(schema: Any) -> dict[str, Any]:
     return {
         "display_name": schema.display_name,
         "description": schema.description,
-        "inputs": {each.id: {"name": each.id, "tooltip": each.tooltip} for each in schema.inputs},
-        "outputs": {str(at): {"name": each.display_name, "tooltip": each.tooltip} for at, each in enumerate(schema.outputs)},
+        "inputs": {each.id: {"name": each.display_name or each.id, "tooltip": each.tooltip} for each in schema.inputs},
+        "outputs": {
+            str(at): {"name": each.display_name, "tooltip": each.tooltip} for at, each in enumerate(schema.outputs)
+        },
     }
 
 
@@ -32,7 +38,9 @@ def main() -> None:
         sys.exit("no ComfyUI found: set COMFYUI_PATH, or put one at ~/ComfyUI")
     comfyui.boot(found)
     ours = {
-        name: each.GET_SCHEMA() for name, each in comfyui.load_pack().items() if getattr(each, "CATEGORY", "").lower().startswith("glance")
+        name: each.GET_SCHEMA()
+        for name, each in comfyui.load_pack().items()
+        if getattr(each, "CATEGORY", "").lower().startswith("glance")
     }
     file = comfyui.PACK / "locales/en/nodeDefs.json"
     file.parent.mkdir(exist_ok=True)

@@ -1,6 +1,9 @@
-"""Write the pack's workflows and blocks anew from their definitions in tests/host/graphs: .venv/bin/python tests/host/write_workflows.py
+"""Write the pack's workflows and blocks from their definitions in tests/host/graphs.
 
-It boots the ComfyUI that the tests use, and says which files changed. The pictures beside them are made by tests/browser/run_workflow.py.
+    .venv/bin/python tests/host/write_workflows.py
+
+It boots the ComfyUI that the tests use, and names the files that changed. tests/browser/run_workflow.py makes the
+pictures beside them.
 """
 
 from __future__ import annotations
@@ -26,8 +29,12 @@ def main() -> None:
             file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
             sys.stdout.write(f"{place}: {'new' if before is None else 'changed'}\n")
-    there = {f"{folder}/{file.name}" for folder in ("workflows", "subgraphs") for file in (comfyui.PACK / folder).glob("*.json")}
-    for place in sorted(there - made.keys()):
+    existing = {
+        f"{folder}/{file.name}"
+        for folder in ("workflows", "subgraphs")
+        for file in (comfyui.PACK / folder).glob("*.json")
+    }
+    for place in sorted(existing - made.keys()):
         sys.stdout.write(f"{place}: not defined in tests/host/graphs\n")
 
 

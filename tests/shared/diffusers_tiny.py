@@ -1,4 +1,7 @@
-"""diffusers' own pipelines around tiny transformers, on a latent that is wider than high, and the README's way of painting with them."""
+"""diffusers' own pipelines around tiny transformers, and the code of docs/diffusers.md that samples with them.
+
+The latents are wider than high, so that swapped sides would show.
+"""
 
 import math
 import re
@@ -7,25 +10,45 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("flux", "qwen-image")
 HEIGHT, WIDTH = 64, 96  # of the picture, in pixels
 LATENTS = {"flux": (1, 16, 8, 12), "qwen-image": (1, 16, 1, 8, 12)}
 GUIDANCE = 3.5
-TOLERANCE = 1e-4  # greatest difference of latents of size 1 to 4; what they must differ by where they must is a hundred times as much
+# Largest difference of equal latents, whose values are 1 to 4. Latents that must differ do so by a hundred times that.
+TOLERANCE = 1e-4
 
 
 def transformer(name, weights=None, seed=0):
-    """The sizes of tests/host/tiny.py. weights: a state dict in diffusers' names; without it seeded ones."""
+    """Return a transformer with the sizes of tests/host/tiny_models.py.
+
+    Args:
+        weights: a state dict in diffusers' names. None gives seeded ones.
+    """
     if name == "flux":
         model = FluxTransformer2DModel(
-            num_layers=2, num_single_layers=2, attention_head_dim=128, num_attention_heads=1, joint_attention_dim=48,
-            pooled_projection_dim=32, axes_dims_rope=(16, 56, 56), in_channels=64, guidance_embeds=True,
-        )  # fmt: skip
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=128,
+            num_attention_heads=1,
+            joint_attention_dim=48,
+            pooled_projection_dim=32,
+            axes_dims_rope=(16, 56, 56),
+            in_channels=64,
+            guidance_embeds=True,
+        )
     else:
-        model = QwenImageTransformer2DModel(num_layers=2, attention_head_dim=128, num_attention_heads=1, joint_attention_dim=48)
+        model = QwenImageTransformer2DModel(
+            num_layers=2, attention_head_dim=128, num_attention_heads=1, joint_attention_dim=48
+        )
     if weights is not None:
         model.load_state_dict(weights, strict=True)
         return model.eval()
@@ -41,7 +64,7 @@ def transformer(name, weights=None, seed=0):
 
 
 def pipeline(name, model):
-    """The pipeline around this transformer; prompts come as embeddings and latents stay latents, so it needs nothing else."""
+    """Return a pipeline with nothing else: prompts come as embeddings, and latents stay latents."""
     if name == "flux":
         pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, None, None, model)
     else:
@@ -51,7 +74,7 @@ def pipeline(name, model):
 
 
 def embeddings(name, seed):
-    """A prompt as the pipeline's arguments: embeds (1, 6, 48), for FLUX pooled ones (1, 32) too."""
+    """Return a prompt as the pipeline's arguments: embeds (1, 6, 48), and for FLUX also pooled ones (1, 32)."""
     generator = torch.Generator().manual_seed(seed)
     embeds = torch.randn((1, 6, 48), generator=generator)
     if name == "flux":
@@ -60,7 +83,12 @@ def embeddings(name, seed):
 
 
 def other_inputs(name, noise, negative=None, cfg=1.0):
-    """The rest of the pipeline's arguments. noise (1, 16, [1,] H, W); negative: embeddings for a cfg above 1."""
+    """Return the pipeline's other arguments.
+
+    Args:
+        noise: (1, 16, [1,] H, W).
+        negative: embeddings, for a cfg above 1.
+    """
     inputs = {"latents": packed(name, noise), "output_type": "latent"}
     if name == "flux":
         return inputs | {"guidance_scale": GUIDANCE}
@@ -70,48 +98,49 @@ def other_inputs(name, noise, negative=None, cfg=1.0):
 
 
 def packed(name, latents):
-    """(1, 16, [1,] H, W) as the pipeline has it: (1, tokens, 64)."""
+    """Turn latents (1, 16, [1,] H, W) into the pipeline's tokens (1, tokens, 64)."""
     pack = FluxPipeline._pack_latents if name == "flux" else QwenImagePipeline._pack_latents
     return pack(latents.clone(), 1, 16, *latents.shape[-2:])
 
 
 def unpacked(name, tokens):
+    """Do the reverse of `packed`."""
     unpack = FluxPipeline._unpack_latents if name == "flux" else QwenImagePipeline._unpack_latents
     return unpack(tokens, HEIGHT, WIDTH, 8)
 
 
-def section():
-    """What the README says under `With diffusers`."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.search(r"^## With diffusers$(.*?)^## ", text, re.M | re.S)[1]
+def page():
+    """Return docs/diffusers.md."""
+    return (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8")
 
 
-def readme_functions():
-    """load_pair and paint, as the README has them."""
-    (code,) = re.findall(r"^```python\n(.*?)^```", section(), re.M | re.S)
+def page_functions():
+    """Return load_pair and paint as the page has them."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", page(), re.M | re.S)
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder, "readme.py")
+        script = Path(folder, "page.py")
         script.write_text(code, encoding="utf-8")
-        made = runpy.run_path(str(script))
-    return made["load_pair"], made["paint"]
+        functions = runpy.run_path(str(script))
+    return functions["load_pair"], functions["paint"]
 
 
-def painted(name, model, slow, fast, ladder, **inputs):
-    """The latents (1, 16, [1,] H, W) that diffusers comes to with the README's functions and these two files."""
+def painted(name, model, slow, fast, schedule, **inputs):
+    """Return the latents (1, 16, [1,] H, W) that diffusers gives with the page's code and these two files."""
     pipe = pipeline(name, model)
-    load_pair, _ = readme_functions()
+    load_pair, _ = page_functions()
     with torch.inference_mode(False):
         load_pair(pipe, str(slow), str(fast))
-    return painted_with(name, pipe, ladder, **inputs)
+    return painted_with(name, pipe, schedule, **inputs)
 
 
-def painted_with(name, pipe, ladder, **inputs):
-    """The same with adapters `slow` and `fast` that are on the pipeline already."""
-    _, paint = readme_functions()
-    with torch.inference_mode(False):  # what was made under it cannot be changed outside of it: copies
+def painted_with(name, pipe, schedule, **inputs):
+    """Return the same for a pipeline that has the adapters `slow` and `fast` already."""
+    _, paint = page_functions()
+    with torch.inference_mode(False):  # tensors made in inference mode cannot be changed outside of it, so copy them
         inputs = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
-        return unpacked(name, paint(pipe, ladder, **inputs))
+        return unpacked(name, paint(pipe, schedule, **inputs))
 
 
 def greatest(a, b):
+    """Return the largest difference."""
     return float((a - b).abs().max())

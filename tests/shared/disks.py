@@ -1,4 +1,4 @@
-"""A disk of its own for a process: a tmpfs of a few bytes, full or read-only when asked; nobody else sees it, and it ends with the process."""
+"""A disk for one process: a small tmpfs that fills up or is read-only. It is private and ends with the process."""
 
 import contextlib
 import ctypes
@@ -10,26 +10,26 @@ from pathlib import Path
 
 from glance_core.__main__ import main
 
-_NEW_MOUNTS, _NEW_USERS = 0x20000, 0x10000000
-_READ_ONLY, _AGAIN, _DEEP, _PRIVATE = 1, 32, 0x4000, 0x40000
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_MS_RDONLY, _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 1, 32, 0x4000, 0x40000
 NOT_ALLOWED = 77  # exit status
 
 
 def mount(at: Path, size: str) -> None:
-    """A tmpfs of this size, in mount points of this process's own. Raises OSError where the system does not allow it."""
+    """Mount a tmpfs of this size for this process alone. Raises OSError if the system does not allow it."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_NEW_MOUNTS):
+    if libc.unshare(_CLONE_NEWNS):
         user, group = os.getuid(), os.getgid()
-        if libc.unshare(_NEW_MOUNTS | _NEW_USERS):
+        if libc.unshare(_CLONE_NEWNS | _CLONE_NEWUSER):
             raise OSError(ctypes.get_errno(), "unshare")
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
             Path("/proc/self", name).write_text(text)
-    _mount(None, Path("/"), _DEEP | _PRIVATE)
+    _mount(None, Path("/"), _MS_REC | _MS_PRIVATE)
     _mount(b"tmpfs", at, 0, f"size={size}")
 
 
-def change(at: Path, size: str, read_only: bool = False) -> None:
-    _mount(None, at, _AGAIN | (_READ_ONLY if read_only else 0), f"size={size}")
+def remount(at: Path, size: str, read_only: bool = False) -> None:
+    _mount(None, at, _MS_REMOUNT | (_MS_RDONLY if read_only else 0), f"size={size}")
 
 
 def _mount(kind: bytes | None, at: Path, flags: int, options: str = "") -> None:
@@ -38,28 +38,28 @@ def _mount(kind: bytes | None, at: Path, flags: int, options: str = "") -> None:
 
 
 def train_twice(arguments: list[str], folder: Path, size: str, read_only: bool, found: Path) -> None:
-    """Train into a disk of this size, then again when it is large; into `found` goes what was said, kept and written."""
+    """Train onto a disk of this size, then again when it is large. Write output and files into `found`."""
     folder.mkdir()
     try:
         mount(folder, size)
-        change(folder, size, read_only)
+        remount(folder, size, read_only)
     except OSError:
         sys.exit(NOT_ALLOWED)
-    told = {"first": _train(arguments), "kept": _listed(folder)}
+    report = {"first": _train(arguments), "kept": _listed(folder)}
     for path in folder.glob("*.run.safetensors"):
         (found / "kept.safetensors").write_bytes(path.read_bytes())
-    change(folder, "64m")
-    told |= {"second": _train(arguments), "written": _listed(folder)}
+    remount(folder, "64m")
+    report |= {"second": _train(arguments), "written": _listed(folder)}
     for path in folder.glob("*.safetensors"):
         (found / path.name).write_bytes(path.read_bytes())
-    (found / "told.json").write_text(json.dumps(told))
+    (found / "report.json").write_text(json.dumps(report))
 
 
 def _train(arguments: list[str]) -> tuple[int, str]:
-    """(exit status, what was said of an error)"""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        return main(arguments), said.getvalue()
+    """Return the exit status, and what it printed to stderr."""
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()):
+        return main(arguments), printed.getvalue()
 
 
 def _listed(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The scripts of docs/scale/, which are no package."""
+"""Import the scripts of docs/scale/, which are not a package."""
 
 import importlib.util
 from pathlib import Path

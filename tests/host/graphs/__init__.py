@@ -1,4 +1,4 @@
-"""The pack's workflows and blocks: each is built from the host's schemas, and tests/host/write_workflows.py writes them all."""
+"""The pack's workflows and blocks, built from ComfyUI's schemas. tests/host/write_workflows.py writes them all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ WORKFLOWS: Mapping[str, Callable[[Graph], None]] = {
 
 
 def files(classes: Mapping[str, type]) -> dict[str, str]:
-    """Every file that is made, by its place in the pack, character for character. classes: the host's node classes by name."""
+    """Return the text of every file, by its place in the pack.
+
+    Args:
+        classes: ComfyUI's node classes by name.
+    """
     made = {f"workflows/{name}.json": _workflow(name, classes) for name in WORKFLOWS}
     made |= {f"subgraphs/{name}.json": blocks.block(name, classes) for name in blocks.DESCRIPTIONS}
     return {place: json.dumps(saved, ensure_ascii=False, indent=2) + "\n" for place, saved in made.items()}

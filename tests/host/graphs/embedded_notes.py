@@ -1,8 +1,12 @@
 """Notes of the embedded model's workflows."""
 
-WORDS = """**glance_tiny_flux** comes with the pack; nothing is downloaded. It has FLUX's architecture with 2.8 million parameters, and paints 32 x 32 pixels, each shown as 4 x 4 (so 128 x 128, and no other size): one or two coloured shapes on a patterned ground.
+from .pieces import DOCS
 
-| | the words it knows |
+MODEL = f"""
+**glance_tiny_flux** comes with the pack, so you download nothing. It is a [very small FLUX]({DOCS}/TINY.md). It paints
+one or two coloured shapes on a patterned ground, always at 128 x 128.
+
+| | the words that it knows |
 |---|---|
 | size | small, large |
 | colour | red, green, blue, yellow, purple, cyan |
@@ -11,59 +15,81 @@ WORDS = """**glance_tiny_flux** comes with the pack; nothing is downloaded. It h
 | pattern | plain, striped, checkered, dotted |
 | ground | black, white, grey, pink |
 
-Size and colour stand before their shape. The place is the first shape's; a second one lies opposite. What you leave out, the model chooses. An empty prompt says nothing: that is the negative one.
+Write size and colour before their shape. The place is that of the first shape; a second shape is opposite. The model
+chooses what you leave out. An empty prompt says nothing, so it is the negative prompt.
 """
 
-STEPS = """The full model takes 50 steps, and runs twice in each (`cfg` 4): **100** runs. Both samplers here make **10**.
+STEPS = """
+The full model takes 50 steps with two model calls each (*cfg* 4): **100** model calls. Both samplers here take **10**.
 
 | | early (Slow) | late (Fast) |
 |---|---|---|
 | with the pair | steps 1, 8 | 18, 26, 36, 47 |
-| bare base | 1, 9 | 21, 31, 41 |
+| base | 1, 9 | 21, 31, 41 |
 
-The pair brings its own **solver** beside the two LoRAs (`sampler_name` auto), with a guidance for each step: Slow's two need none, so they run the model once. `cfg` counts for the bare base alone.
+The pair has its own **solver** beside the two LoRAs (*sampler_name* `auto`), with a guidance for each step. Slow's two
+steps need no guidance, so they take one model call each. *cfg* counts for the base only.
 
-Same seed, same noise, as many runs. The base's five steps and its `cfg` are the best that a search found for it in ten runs with one guidance at all steps.
+Seed, noise and number of model calls are the same. A search chose the base's five steps and its *cfg*. They are the
+best for ten calls with one guidance.
 """
 
-TRY = """- **Other words**: `a small red heart on dotted grey`
-- **Other steps**: empty `teacher_steps` in both samplers and set 5 + 5. While it is filled, `slow_steps` and `fast_steps` are not used. Nodes 2.0 hides it under "Show advanced inputs". The pair's solver is for its own six steps; with others `auto` takes euler, and `cfg` counts.
-- **Other cfg**, for the bare base: 2.5 is its best in five steps; the full model wants 4. At 1 a step runs the model once.
-- **The full model**: copy the bare sampler (**Ctrl + C**, then **Ctrl + Shift + V** keeps its inputs), add VAE Decode and Preview Image, and put all 50 steps into `teacher_steps`:
+_ALL_STEPS = f"{','.join(str(step) for step in range(1, 11))}|{','.join(str(step) for step in range(11, 51))}"
+TRY = f"""
+- **Other words**: `a small red heart on dotted grey`
+- **Other steps**: empty *exact steps* in both samplers and set 5 and 5 steps. Nodes 2.0 hides *exact steps* under "Show
+advanced inputs". The pair's solver fits only its own six steps. With other steps `auto` takes euler, and *cfg* counts.
+- **Other cfg** for the base: 2.5 is best with five steps, 4 with all. At 1 a step takes one model call.
+- **The full model**: copy the base's sampler (**Ctrl + C**, then **Ctrl + Shift + V** keeps its inputs). Add VAE Decode
+and Preview Image. Write all 50 steps into *exact steps*:
 
-`1,2,3,4,5,6,7,8,9,10|11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31,32,33,34,35,36,37,38,39,40,41,42,43,44,45,46,47,48,49,50`
+`{_ALL_STEPS}`
 """
 
-COMPARE = """**Glance Compare** samples, from the same noise,
+COMPARE = """
+**Glance Compare** samples from the same noise:
 
-- the **teacher**: all 50 steps, 100 runs of the model,
+- the **teacher**: all 50 steps, 100 model calls,
 - the **pair**, which takes 10,
-- the **bare base** with as many runs, by Euler and by a second-order sampler,
+- the **base** with the same model calls, by Euler and by a second-order sampler.
 
-and says how near each comes to the teacher, and in which time. For a pair of your own, put its files into *Load Glance LoRA*; for another model, its loader, text encoder and VAE in place of the tiny ones, and its own `cfg`.
+It says how close each comes to the teacher, and how long it takes. For your own pair, choose its files in *Load Glance
+LoRA*. For another model, replace loader, text encoder and VAE, and set its *cfg*.
 
-PSNR tells how near a picture is to the teacher's from this noise, not how beautiful it is: look at the grid. One prompt says little: try others, some that you care about.
+PSNR says how close a picture is to the teacher's picture from this noise. It does not say how good it looks, so look
+at the grid. One prompt says little: try others that matter to you.
 """
 
-PATH = """**Glance Phase Plot** lets the model walk all of its steps once for each prompt and draws how much its velocity turns at each noise level: where the curve is high, steps are needed.
+TRAJECTORY = """
+**Glance Phase Plot** runs the model with all of its steps. It plots how much the direction changes at each noise level.
+If the curve is high, the model needs steps there.
 
-It suggests the ten steps that follow this path most closely, and the boundary between Slow and Fast. Its *settings* go into *Phase Split Sampler* or *Train Glance Adapter*, *teacher_steps* is the same as text.
+It suggests the ten steps that follow the full run best, and the boundary between Slow and Fast. Wire its *settings*
+into *Phase Split Sampler* or *Train Glance Adapter*. *teacher_steps* is the same as text.
 """
 
-TRAIN = """Made for the tiny model in the pack, so that it runs in some minutes on any computer; the same graph trains a pair for a large one.
+TRAIN = """
+This graph trains a pair for the tiny model, so it takes some minutes on any computer. The same graph trains a pair for
+a large model.
 
-1. **Calibrate Glance** finds, without training, which ten runs of the model come nearest to the teacher's hundred.
-2. **Train Glance Adapter** begins there and trains Slow, Fast and the solver on sixteen prompts, *end to end*: until what the pair's steps come to is near what the teacher's came to. No picture is needed.
-3. **Phase Split Sampler** samples with the pair, and beside it the bare base with the calibrated settings alone: the pair has to beat that.
+1. **Calibrate Glance** finds, without training, the ten model calls that come closest to the teacher's hundred.
+2. **Train Glance Adapter** starts there. It trains Slow, Fast and the solver on sixteen prompts with `end_to_end`:
+the pair's results should come close to the teacher's. It needs no picture.
+3. **Glance Training Options** holds the settings that few people change.
+4. **Phase Split Sampler** samples with the pair, and beside it the base with the calibrated settings. The pair has to
+beat that.
 
-The files are in `models/loras` afterwards, as `my_glance_tiny_slow` and `my_glance_tiny_fast`; nothing is overwritten.
+Then the files are in `models/loras` as `my_glance_tiny_slow` and `my_glance_tiny_fast`. Nothing is overwritten.
 """
 
-OWN_MODEL = """- Its loader in place of *Load Diffusion Model*, its text encoder with **Glance Prompt Bank** in place of the training prompts, its VAE.
-- `cfg` as you sample with: Qwen-Image 4, FLUX.1-dev 1 (with *Flux Guidance*).
-- In *Calibrate Glance* more `seconds`: 1800 on a large model.
-- In *Train Glance Adapter* choose the objective `aimed`, which needs the memory of one step and not of the whole walk, and set `steps`, `learning_rate`, `rank` and `alpha` to 0: the paper's values for the model.
-- Memory and time are told in the README.
+OWN_MODEL = f"""
+- Use your model's loader, text encoder and VAE. Use **Glance Prompt Bank** for the training prompts.
+- Set *cfg* as you sample with: Qwen-Image 4, FLUX.1-dev 1 (with *Flux Guidance*).
+- In *Calibrate Glance*, set more *seconds*: 1800 for a large model.
+- In *Train Glance Adapter*, set *how to train* to `on_policy`. It needs the memory of one step only. Switch *save
+memory* on. Set *training steps*, *LoRA rank* and *full runs to learn from* to 0, which means good values.
+- Delete *Glance Training Options*, as its values are for the tiny model.
+- [Memory]({DOCS}/training.md#memory) and [time]({DOCS}/training.md#time) of large models
 
-An interrupted training goes on when you run the same graph again.
+If a training run was interrupted, run the same graph again to continue it.
 """

@@ -1,4 +1,4 @@
-"""What several workflows have in common: loaders, pair, prompts, sampling, and the note on files."""
+"""What several workflows share: loaders, pair, prompts, sampling, and the note about files."""
 
 from __future__ import annotations
 
@@ -9,44 +9,65 @@ from .builder import BLUE, GREEN, RED, File, Node, Slot
 from .layout import Column
 from .models import PAIR_PAGE, Model
 
-FOX = "A red fox asleep on a mossy stone wall in an autumn forest, soft morning light through the mist, fallen maple leaves, shallow depth of field, photograph"
-PICTURE = "example.png"  # lies in every ComfyUI's input folder
+DOCS = "https://github.com/glance-comfyui/glance/blob/main/docs"
+FOX = (
+    "A red fox asleep on a mossy stone wall in an autumn forest, soft morning light through the mist, fallen maple "
+    "leaves, shallow depth of field, photograph"
+)
+PICTURE = "example.png"  # in every ComfyUI's input folder
+REPORT = "Report: what was found in the files"
+SAME_STEPS = (
+    "click **Load Glance LoRA**, hold **Ctrl** and click **Report**. Press **Ctrl + B**. The base then takes the same "
+    "ten steps."
+)
 
 
 class Loaded(NamedTuple):
+    """The loaders of a model."""
+
     unet: Node
     clip: Node
     vae: Node
 
 
 class Prompts(NamedTuple):
+    """The positive and the negative prompt."""
+
     positive: Node
     negative: Node
 
 
 def files_table(files: Sequence[File], *rows: str, sizes: bool = True) -> str:
-    """The files by folder, with what else belongs there."""
+    """Return a table of files by folder. rows: more rows of it."""
     gb = [f" {each.gb:g} |" if each.gb else " |" for each in files] if sizes else [""] * len(files)
-    head = "| folder in `models/` | file |" + (" GB |" if sizes else "") + "\n|---|---|" + ("---|" if sizes else "")
-    return "\n".join(
-        [head, *(f"| `{each.folder}` | [{each.name}]({each.url}) |{size}" for each, size in zip(files, gb, strict=True)), *rows]
-    )
+    head = "| folder in `models/` | file |" + (" GB |" if sizes else "")
+    lines = [f"| `{each.folder}` | [{each.name}]({each.url}) |{size}" for each, size in zip(files, gb, strict=True)]
+    return "\n".join([head, "|---|---|" + ("---|" if sizes else ""), *lines, *rows])
 
 
 def files_note(model: Model, *more: File) -> str:
-    """For graphs with the model's pair."""
-    published = isinstance(model.slow, File)
-    files = files_table([*model.files, *more], *(() if published else ("| `loras` | your Slow and your Fast LoRA | |",)))
-    if published:
-        return f"{files}\n\nThe pair is the one that Glance's authors published at [CSU-JPG/Glance]({PAIR_PAGE}).\n"
-    return f"{files}\n\nWe know of no published Glance pair for {model.name}: the names in **Load Glance LoRA** are placeholders. Choose your own two files there.\n"
+    """Return the note about files for graphs that use the model's pair."""
+    files = [*model.files, *more]
+    if isinstance(model.slow, File):
+        return f"{files_table(files)}\n\nGlance's authors published this pair at [CSU-JPG/Glance]({PAIR_PAGE})."
+    return f"{files_table(files, '| `loras` | your Slow and your Fast LoRA | |')}\n\n{placeholders(model)}"
+
+
+def placeholders(model: Model) -> str:
+    """Return what to do about a pair that nobody has published."""
+    return (
+        f"We do not know of a published Glance pair for {model.name}. The names in **Load Glance LoRA** are "
+        "placeholders. Choose your own two files there."
+    )
 
 
 def training_files_note(model: Model) -> str:
-    return f"{files_table(model.bare_files)}\n\nTraining needs the Python package `peft` as well.\n"
+    """Return the note about files for graphs that train a pair."""
+    return f"{files_table(model.base_files)}\n\nTraining also needs the Python package `peft`."
 
 
 def load(column: Column, model: Model) -> Loaded:
+    """Add the loaders."""
     unet = column.node("UNETLoader", unet_name=model.unet)
     if len(model.encoders) == 2:
         first, second = model.encoders
@@ -59,42 +80,57 @@ def load(column: Column, model: Model) -> Loaded:
 
 
 def load_pair(column: Column, model: Model, onto: Node, group: str, height: int = 240) -> Node:
+    """Add the pair's loader and its report. onto: the node whose MODEL gets the pair."""
     pair = column.node("LoadGlanceLoRA", colour=BLUE, model=onto, slow_lora=model.slow, fast_lora=model.fast)
-    column.node("PreviewAny", height, title="Report: what was found in the files", source=pair["report"])
+    column.node("PreviewAny", height, title=REPORT, source=pair["report"])
     column.group(group)
     return pair
 
 
-def encode(column: Column, model: Model, clip: Node, text: str, title: str = "Positive prompt", height: int = 130) -> Node:
-    """The prompt, with the model's own guidance where it has one."""
-    prompt = column.node("CLIPTextEncode", height, title=title, colour=GREEN, clip=clip, text=text)
+def encode(column: Column, model: Model, clip: Node, text: str, title: str = "Positive prompt") -> Node:
+    """Add a prompt, with the model's own guidance if it has one."""
+    prompt = column.node("CLIPTextEncode", 130, title=title, colour=GREEN, clip=clip, text=text)
     return column.node("FluxGuidance", conditioning=prompt, guidance=model.guidance) if model.guidance else prompt
 
 
-def against(column: Column, model: Model, clip: Node, positive: Node, text: str = " ") -> Node:
-    """The negative prompt; where cfg is 1 there is none."""
+def negative_prompt(column: Column, model: Model, clip: Node, positive: Node) -> Node:
+    """Add the negative prompt. At cfg 1 it has no effect, so it is the zeroed positive one."""
     if model.cfg == 1:
         return column.node("ConditioningZeroOut", title="Negative: none (cfg is 1)", colour=RED, conditioning=positive)
-    return column.node("CLIPTextEncode", 100, title="Negative prompt", colour=RED, clip=clip, text=text)
+    return column.node("CLIPTextEncode", 100, title="Negative prompt", colour=RED, clip=clip, text=" ")
 
 
-def prompts(column: Column, model: Model, clip: Node, group: str, text: str = FOX) -> Prompts:
+def encode_prompts(column: Column, model: Model, clip: Node, group: str, text: str = FOX) -> Prompts:
+    """Add the positive and the negative prompt."""
     positive = encode(column, model, clip, text)
-    negative = against(column, model, clip, positive)
+    negative = negative_prompt(column, model, clip, positive)
     column.group(group)
     return Prompts(positive, negative)
 
 
-def sample(column: Column, model: Any, said: Prompts, latent: Node | Slot, vae: Node, **more: Any) -> Node:
-    """The sampler and its pictures decoded. model: what carries the pair."""
-    sampler = column.node("PhaseSplitSampler", colour=BLUE, model=model, positive=said.positive, negative=said.negative, latent_image=latent, **more)  # fmt: skip
+def sample(column: Column, model: Any, prompts: Prompts, latent: Node | Slot, vae: Node, **more: Any) -> Node:
+    """Add the sampler, and return its decoded pictures. model: the node whose MODEL has the pair."""
+    inputs = {"model": model, "positive": prompts.positive, "negative": prompts.negative, "latent_image": latent}
+    sampler = column.node("PhaseSplitSampler", colour=BLUE, **inputs, **more)
     return column.node("VAEDecode", samples=sampler, vae=vae)
 
 
 def picture(column: Column, vae: Node, group: str, title: str | None = None) -> tuple[Node, Node]:
-    """A picture of the user's at about one megapixel, its sides multiples of 16, and its latent."""
+    """Add a picture of the user's and its latent, at about one megapixel with sides that are multiples of 16."""
     image = column.node("LoadImage", 330, title=title, image=PICTURE)
-    scaled = column.node("ImageScaleToTotalPixels", title="To about one megapixel", image=image, upscale_method="lanczos", megapixels=1.0, resolution_steps=16)  # fmt: skip
+    scaled = one_megapixel(column, image)
     latent = column.node("VAEEncode", pixels=scaled, vae=vae)
     column.group(group)
     return scaled, latent
+
+
+def one_megapixel(column: Column, image: Node) -> Node:
+    """Scale a picture."""
+    return column.node(
+        "ImageScaleToTotalPixels",
+        title="To about one megapixel",
+        image=image,
+        upscale_method="lanczos",
+        megapixels=1.0,
+        resolution_steps=16,
+    )

@@ -1,4 +1,4 @@
-"""What the host's schemas say of a node, read as its web interface reads them."""
+"""What ComfyUI's schemas say about a node, read as its web interface reads them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str}
 FRONTEND_ONLY = {"MarkdownNote", "Note"}  # drawn by the browser, unknown to the server
 SEEDS = ["fixed", "increment", "decrement", "randomize"]
-SLOT, WIDGET, TEXT, LINE = 20, 24, 64, 60  # pixels that a socket, a widget, a field of text and a line of progress take
+SLOT, WIDGET, TEXT, LINE = 20, 24, 64, 60  # pixels of a socket, a widget, a field of text, and a line of progress
 
 
 class Input(NamedTuple):
+    """An input of a node, as its schema states it."""
+
     name: str
     kind: str
     options: dict[str, Any]
@@ -19,11 +21,12 @@ class Input(NamedTuple):
 
     @property
     def is_widget(self) -> bool:
+        """Whether the browser draws a widget for it."""
         return self.kind in WIDGETS and not self.options.get("forceInput")
 
 
 def inputs(node_class: type) -> Iterator[Input]:
-    """In schema order; a list of choices in place of a type, the old way to say COMBO, is made one."""
+    """Return the inputs in schema order. A list of choices instead of a type is the old way to say COMBO."""
     schema = node_class.INPUT_TYPES()
     for part in ("required", "optional"):
         for name, (kind, *rest) in schema.get(part, {}).items():
@@ -34,7 +37,7 @@ def inputs(node_class: type) -> Iterator[Input]:
 
 
 def widgets(node_class: type) -> Iterator[Input]:
-    """Each value that the browser saves for a node, in its order, with those that it adds by itself."""
+    """Return each value that the browser saves for a node, in its order, with those that it adds by itself."""
     for each in inputs(node_class):
         if each.is_widget:
             yield each
@@ -45,18 +48,19 @@ def widgets(node_class: type) -> Iterator[Input]:
 
 
 def sockets(node_class: type) -> dict[str, Input]:
+    """Return the inputs without a widget, by name."""
     return {each.name: each for each in inputs(node_class) if not each.is_widget}
 
 
 def outputs(node_class: type) -> list[tuple[str, str]]:
-    """Name and type of each."""
+    """Return name and type of each output."""
     types = node_class.RETURN_TYPES
     return list(zip(getattr(node_class, "RETURN_NAMES", None) or types, types, strict=True))
 
 
 def least_height(node_class: type) -> int:
-    """The pixels that a node needs below its title, with the line that some nodes of this pack write while they run."""
+    """Return the pixels that a node needs below its title, with the line that some nodes write while they run."""
     rows = max(len(sockets(node_class)), len(outputs(node_class)))
     fields = [TEXT if each.options.get("multiline") else WIDGET for each in widgets(node_class)]
-    told = LINE if "unique_id" in node_class.INPUT_TYPES().get("hidden", {}) else 0
-    return SLOT * rows + sum(fields) + (14 if fields else 6) + told
+    progress = LINE if "unique_id" in node_class.INPUT_TYPES().get("hidden", {}) else 0
+    return SLOT * rows + sum(fields) + (14 if fields else 6) + progress

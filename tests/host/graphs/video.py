@@ -5,12 +5,60 @@ from __future__ import annotations
 from .builder import Graph, Node
 from .layout import Column, Notes, level
 from .models import WAN
-from .pieces import Prompts, against, encode, files_note, load, load_pair, prompts, sample, training_files_note
-from .training import AFTERWARDS, results, trainer
+from .pieces import (
+    DOCS,
+    SAME_STEPS,
+    Prompts,
+    encode,
+    encode_prompts,
+    files_note,
+    load,
+    load_pair,
+    negative_prompt,
+    sample,
+    training_files_note,
+)
+from .training import AFTERWARDS, show_results, train
 
 NAME = "my_glance_wan"
-CLIP = "A red fox trots through fresh snow between birches, its breath steaming in the morning light, the camera follows at its side"
+CLIP = (
+    "A red fox trots through fresh snow between birches, its breath steaming in the morning light, the camera follows "
+    "at its side"
+)
 WEBP = {"fps": 16.0, "lossless": False, "quality": 90}
+
+EXPECT = """
+10 of the teacher's 50 steps make two seconds of video (33 frames at 16 per second). *schedule* `auto` takes the
+model's own noise levels. They have a shift of 8, as in ComfyUI's template. You do not need a ModelSampling node.
+
+*cfg* 6 counts only if the pair has no solver of its own. A pair trained with `on_policy` has one, with a guidance for
+each step.
+
+Glance's paper is about pictures. **We have not tried it on video.**
+"""
+NO_PAIR = f"""
+- **glance_wan_train_on_prompts** trains a pair with the names in **Load Glance LoRA**.
+- Without a pair: {SAME_STEPS}
+- Wan 2.1 14B works the same way, with its own pair. Wan 2.2 14B is two models, one for early and one for late steps.
+This graph has one.
+"""
+ABOUT_TRAINING = f"""
+You do not need a video. The model samples each prompt with all of its 50 steps, which takes most of the time. Then
+Slow, Fast and a solver learn to reach the same in 10 steps (*how to train*: `on_policy`). What helps is saved as
+`{NAME}_slow` and `{NAME}_fast`.
+
+It trains at 17 frames, half of what it samples later. Wan's noise levels do not depend on the size.
+
+The paper has no settings for Wan. *training steps* 0 and *LoRA rank* 0 mean the pack's
+[default settings]({DOCS}/training.md#default-settings).
+"""
+CHANGES = """
+- **Prompts**: the bank describes pictures. Your own prompts are better: use one *CLIP Text Encode* each, joined by
+*Conditioning (Combine)*. 8 are few; 16 are a start.
+- **Memory**: we have neither measured nor predicted it. Keep *save memory* on. Fewer frames or a smaller size take
+less. So does **Glance Training Options**, wired to `options`, with *stream weights* set to `all`.
+- **Steps**: *training steps* 0 is a short run. More steps helped the pack's small model.
+"""
 
 
 def _size(column: Column, frames: int, title: str) -> Node:
@@ -24,23 +72,15 @@ def text_to_video(graph: Graph) -> None:
     left.group("2. Size")
     middle = Column(graph, 930, 400)
     pair = load_pair(middle, WAN, loaded.unet, "3. Glance pair")
-    said = prompts(middle, WAN, loaded.clip, "4. Prompt", CLIP)
+    prompts = encode_prompts(middle, WAN, loaded.clip, "4. Prompt", CLIP)
     right = Column(graph, 1390, 460)
-    decoded = sample(right, pair, said, size, loaded.vae, cfg=WAN.cfg)
+    decoded = sample(right, pair, prompts, size, loaded.vae, cfg=WAN.cfg)
     right.node("SaveAnimatedWEBP", 390, images=decoded, filename_prefix="glance_wan", **WEBP)
     right.group("5. Sample and save")
     notes = Notes(graph)
     notes.note("Model files", files_note(WAN), 290)
-    notes.note("What to expect", (
-        "10 steps of the teacher's 50, two seconds of video (33 frames, 16 a second). `schedule` *auto* takes the model's own noise levels, which have a shift of 8 as in ComfyUI's "
-        "template; no ModelSampling node is needed.\n\n`cfg` 6 counts where the pair brings no solver of its own: a pair trained by *aimed* does, with a guidance for each step.\n\n"
-        "Glance's paper is about pictures; **on video it is untried**.\n"
-    ), 280)  # fmt: skip
-    notes.note("No pair yet?", (
-        "- **glance_wan_train_on_prompts** makes one of the names that stand in **Load Glance LoRA**.\n"
-        "- Without any: click **Load Glance LoRA**, hold **Ctrl** and click **Report**, press **Ctrl + B**. The bare model then walks the same ten steps.\n"
-        "- The 14B of Wan 2.1 works the same way, with a pair of its own. Wan 2.2's 14B is two models, one for early and one for late steps; this graph has one.\n"
-    ), 240)  # fmt: skip
+    notes.note("What to expect", EXPECT, 280)
+    notes.note("No pair yet?", NO_PAIR, 240)
     level(graph)
 
 
@@ -52,30 +92,22 @@ def train_on_prompts(graph: Graph) -> None:
     left.group("2. Sizes")
     middle = Column(graph, 930, 400)
     bank = middle.node("GlancePromptBank", title="Training prompts", clip=loaded.clip, count=8)
-    middle.node("PreviewAny", 200, title="What they are", source=bank["prompts"])
-    tried = encode(middle, WAN, loaded.clip, CLIP, "Prompt to try the pair on")
-    negative = against(middle, WAN, loaded.clip, tried)
+    middle.node("PreviewAny", 600, title="The prompts as text", source=bank["prompts"])
+    test_prompt = encode(middle, WAN, loaded.clip, CLIP, "Prompt to try the pair on")
+    negative = negative_prompt(middle, WAN, loaded.clip, test_prompt)
     middle.group("3. Prompts")
-    trained = trainer(
-        Column(graph, 1390, 440), "4. Train", model=loaded.unet, latent=short, positive=bank, negative=negative, objective="aimed", cfg=WAN.cfg, name=NAME
-    )  # fmt: skip
-    results(graph, trained, 1890, "5. What came of it")
-    right = Column(graph, 2370, 420)
-    decoded = sample(right, trained, Prompts(tried, negative), size, loaded.vae, cfg=WAN.cfg, title="With the pair")
+    inputs = {"model": loaded.unet, "latent": short, "positive": bank, "negative": negative, "objective": "on_policy"}
+    column = Column(graph, 1390, 440)
+    trained = train(column, "4. Train", **inputs, cfg=WAN.cfg, name=NAME)
+    show_results(column, trained, "5. Results")
+    right = Column(graph, 1890, 420)
+    prompts = Prompts(test_prompt, negative)
+    decoded = sample(right, trained, prompts, size, loaded.vae, cfg=WAN.cfg, title="With the pair")
     right.node("SaveAnimatedWEBP", 360, images=decoded, filename_prefix=NAME, **WEBP)
     right.group("6. Use it")
     notes = Notes(graph)
     notes.note("Model files", training_files_note(WAN), 230)
-    notes.note("What it does", (
-        "No video is needed. The model walks all of its 50 steps for each prompt, which takes most of the time; then Slow, Fast and a solver learn to come to the same in "
-        f"10 steps, `objective` *aimed*. What helps is saved as `{NAME}_slow` and `{NAME}_fast`.\n\n"
-        "It trains at 17 frames, half of what is sampled: Wan's noise levels do not depend on the size.\n\n"
-        "The paper has no values for Wan: at 0 and *auto* the pack's defaults are used (rank 16, attention, 60 steps).\n"
-    ), 300)  # fmt: skip
-    notes.note("What to change", (
-        "- **Prompts**: the bank describes pictures. Your own are better: one *CLIP Text Encode* each, joined by *Conditioning (Combine)*. 8 are few; 16 are a start.\n"
-        "- **Memory**: it was neither measured nor predicted. Keep `gradient_checkpointing` on; `offload` *all*, fewer frames or a smaller size take less.\n"
-        "- **steps** 0 means 60; more of them help on the pack's small model.\n"
-    ), 250)  # fmt: skip
+    notes.note("What it does", ABOUT_TRAINING, 300)
+    notes.note("What to change", CHANGES, 250)
     notes.note("Afterwards", AFTERWARDS.format(name=NAME), 200)
     level(graph)

@@ -1,0 +1,1 @@
+"""The best few steps of a model, found without training."""

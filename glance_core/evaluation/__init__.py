@@ -1,0 +1,1 @@
+"""How near a result comes to the teacher, and whether a difference is clear."""

@@ -1,0 +1,1 @@
+"""LoRA files: names, scales, metadata, reading, writing. FORMAT.md describes the file format."""

@@ -1,0 +1,161 @@
+"""How LoRA files name their tensors: suffixes, prefixes, and kohya's flattened names.
+
+Nothing here touches a tensor. Sources: the writers themselves (peft 0.21, diffusers 0.42, kohya sd-scripts,
+musubi-tuner, ComfyUI's TrainLoraNode) and the published Glance files, which mix two styles in one file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from ..models import base_model
+
+DOWN, UP, ALPHA = "down", "up", "alpha"
+
+# (suffix pattern, role, style). The part of the key before the suffix is the module. The first match wins.
+_SUFFIXES = [
+    (re.compile(pattern + r"$"), role, style)
+    for pattern, role, style in (
+        (r"\.lora_A(\.[^.]+)?\.weight", DOWN, "lora_A/lora_B"),
+        (r"\.lora_B(\.[^.]+)?\.weight", UP, "lora_A/lora_B"),
+        (r"\.lora_A", DOWN, "lora_A/lora_B"),
+        (r"\.lora_B", UP, "lora_A/lora_B"),
+        (r"\.lora\.down\.weight", DOWN, "lora.down/lora.up"),
+        (r"\.lora\.up\.weight", UP, "lora.down/lora.up"),
+        (r"_lora\.down\.weight", DOWN, "lora.down/lora.up"),
+        (r"_lora\.up\.weight", UP, "lora.down/lora.up"),
+        (r"\.lora_down\.weight", DOWN, "lora_down/lora_up"),
+        (r"\.lora_up\.weight", UP, "lora_down/lora_up"),
+        (r"\.lora_linear_layer\.down\.weight", DOWN, "lora_linear_layer"),
+        (r"\.lora_linear_layer\.up\.weight", UP, "lora_linear_layer"),
+        (r"\.alpha", ALPHA, "alpha"),
+    )
+]
+
+# Keys that change the meaning of a low-rank update. A file with one is refused, not half applied.
+_OTHER_METHODS = {
+    ".dora_scale": "DoRA",
+    ".lora_magnitude_vector": "DoRA",
+    ".hada_w": "LoHa",
+    ".lokr_w": "LoKr",
+    ".oft_": "OFT",
+    ".a1.weight": "GLoRA",
+    ".lora_mid.weight": "LoCon with a middle (Tucker) factor",
+    ".lora_B.bias": "LoRA with a bias",
+    ".lora_embedding_": "embedding LoRA",
+    ".reshape_weight": "LoRA that resizes the base",
+}
+
+_TEXT_ENCODER = ("lora_te", "text_encoder", "text_encoders.", "text_model.", "lycoris_te", "conditioner.")
+
+_WRAPPERS = ("base_model.model.", "unet.base_model.model.")
+_PREFIXES = ("diffusion_model.", "model.diffusion_model.", "transformer.", "unet.")
+_FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+
+# Names that keep their underscores when a flattened kohya name is split (every other underscore was a dot).
+_COMPOUNDS = (
+    "single_transformer_blocks", "transformer_blocks", "double_blocks", "single_blocks", "joint_blocks",
+    "double_layers", "single_layers", "context_refiner", "noise_refiner", "img_attn", "txt_attn", "img_mlp",
+    "txt_mlp", "img_mod", "txt_mod", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_out", "to_q",
+    "to_k", "to_v", "norm_q", "norm_k", "q_proj", "k_proj", "v_proj", "out_proj", "self_attn", "cross_attn",
+    "x_block", "context_block", "ff_context", "norm1_context", "norm_out", "proj_out", "proj_mlp", "proj_in",
+    "img_in", "txt_in", "time_in", "vector_in", "guidance_in", "final_layer", "adaLN_modulation", "input_blocks",
+    "middle_block", "output_blocks", "down_blocks", "up_blocks", "mid_block", "time_embed", "time_text_embed",
+    "context_embedder", "x_embedder", "in_layers", "out_layers", "emb_layers", "skip_connection", "linear_1",
+    "linear_2", "individual_token_refiner", "k_img", "v_img", "norm_k_img", "feed_forward", "cap_embedder",
+    "t_embedder", "y_embedder", "c_embedder", "input_embedder", "in_layer", "out_layer", "in_proj",
+    "distilled_guidance_layer", "patch_embedding", "text_embedding", "time_embedding", "time_projection", "img_emb",
+    "timestep_embedder", "pos_embed", "label_emb",
+)  # fmt: skip
+_FLAT_PART = re.compile("(?:" + "|".join(sorted(_COMPOUNDS, key=len, reverse=True)) + r")(?=_|$)|[^_]+")
+
+
+@dataclass(frozen=True)
+class Key:
+    """The parts of a tensor name. source: the module as the file writes it. module: the same without its prefix."""
+
+    source: str
+    module: str
+    role: str
+    style: str
+
+
+def parse_key(key: str) -> Key | None:
+    """Return the key's parts, or None if it is not part of a plain LoRA."""
+    for pattern, role, style in _SUFFIXES:
+        found = pattern.search(key)
+        if found and found.start() > 0:
+            source = key[: found.start()]
+            module = module_name(source)
+            return Key(source, module, role, style) if module else None  # a prefix alone would mean the whole model
+    return None
+
+
+def other_method(key: str) -> str | None:
+    """Return the adapter method that this key belongs to, if that is not plain LoRA."""
+    return next((method for mark, method in _OTHER_METHODS.items() if mark in key), None)
+
+
+def is_text_encoder(key: str) -> bool:
+    """Return whether the key belongs to a text encoder's adapter, which a Glance pair does not use."""
+    return key.startswith(_TEXT_ENCODER)
+
+
+def module_name(source: str) -> str:
+    """Remove the prefix: `transformer.x.y` and `lora_unet_x_y` both become `x.y`."""
+    for prefix in _FLAT_PREFIXES:
+        if source.startswith(prefix) and "." not in source:
+            return unflatten(source[len(prefix) :])
+    for prefixes in (_WRAPPERS, _PREFIXES):
+        found = next((prefix for prefix in prefixes if source.startswith(prefix) and len(source) > len(prefix)), "")
+        source = source[len(found) :]
+    return source
+
+
+def unflatten(name: str) -> str:
+    """Put the dots back into a flattened name: `blocks_0_self_attn_q` becomes `blocks.0.self_attn.q`."""
+    return ".".join(_FLAT_PART.findall(name))
+
+
+def flatten(module: str) -> str:
+    """Return the module as kohya's trainers write it, without prefix."""
+    return module.replace(".", "_")
+
+
+def spellings(source: str, module: str) -> list[str]:
+    """Return every name under which a host may know the module, the file's own first."""
+    flat = flatten(module)
+    names = [
+        source,
+        f"diffusion_model.{module}",
+        f"transformer.{module}",
+        module,
+        f"lora_unet_{flat}",
+        f"lycoris_{flat}",
+    ]
+    return list(dict.fromkeys(names))
+
+
+def written_prefix(modules: Collection[str], bases: frozenset[str]) -> str:
+    """Return the prefix that this package writes, under which ComfyUI's own loader and diffusers find the modules.
+
+    Names in diffusers' layout keep `transformer.`: ComfyUI knows them only so where its own modules are named or fused
+    differently. A base whose modules are named alike in both gets `diffusion_model.`.
+    """
+    same_names = len(bases) == 1 and base_model(next(iter(bases))).same_names
+    return "transformer." if has_diffusers_names(modules) and not same_names else "diffusion_model."
+
+
+_DIFFUSERS, _COMFYUI = "diffusers", "https://github.com/comfyanonymous/ComfyUI"  # as ModelSpec files state them
+
+
+def implementation(modules: Iterable[str]) -> str:
+    """Return whose names these modules have, as ModelSpec wants it stated."""
+    return _DIFFUSERS if has_diffusers_names(modules) else _COMFYUI
+
+
+def has_diffusers_names(modules: Iterable[str]) -> bool:
+    """Return whether any module is named as in diffusers' transformers."""
+    return any(module.startswith(("transformer_blocks.", "single_transformer_blocks.")) for module in modules)

@@ -1,0 +1,67 @@
+"""Whether two adapters can be one pair."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import AdapterError
+from ..schedule.split import FAST, SLOW
+from .reader import Adapter
+
+_COMMON_FIELDS = ("sigma_rule", "shift", "teacher_steps", "steps", "fingerprint")
+
+
+def check_pair(slow: Adapter, fast: Adapter) -> tuple[str, ...]:
+    """Raise AdapterError for two files that cannot belong together; return sentences about what is odd but possible."""
+    for adapter, wanted, other in ((slow, SLOW, FAST), (fast, FAST, SLOW)):
+        if adapter.pair.phase == other:
+            twice = slow.pair.phase == fast.pair.phase
+            partner = _partner(adapter) or f"the {wanted.title()} file of the pair"
+            way_out = f"choose {partner} there" if twice else "swap the two files"
+            raise AdapterError(
+                f"{adapter.name} is a {other.title()} adapter but was chosen as {wanted}_lora; {way_out}"
+            )
+    if slow.bases and fast.bases and not slow.bases & fast.bases:
+        one, two = ("/".join(sorted(a.bases)) for a in (slow, fast))
+        raise AdapterError(f"{slow.name} is for {one} and {fast.name} for {two}; choose two files of one pair")
+    for name in _COMMON_FIELDS:
+        x, y = getattr(slow.pair, name), getattr(fast.pair, name)
+        if x is not None and y is not None and x != y:
+            raise AdapterError(
+                f"{slow.name} was trained with glance.{name} {x} and {fast.name} with {y}; choose two files of one pair"
+            )
+    return tuple(_notes(slow, fast))
+
+
+def _notes(slow: Adapter, fast: Adapter) -> list[str]:
+    notes = []
+    if slow.pair.pair and fast.pair.pair and slow.pair.pair != fast.pair.pair:
+        whose = f"; {slow.name} belongs to {_partner(slow)}" if slow.pair.partner else ""
+        notes.append(f"{slow.name} and {fast.name} come from different training runs{whose}")
+    unstated = slow.pair.phase is None and fast.pair.phase is None
+    if unstated and FAST in slow.name.lower() and SLOW in fast.name.lower():
+        notes.append(f"the file names look swapped: {slow.name} is used as Slow, {fast.name} as Fast")
+    if slow.path == fast.path:
+        notes.append(
+            f"{slow.name} is used for both phases, so nothing switches; choose the pair's other file for one of them"
+        )
+    elif _same_numbers(slow, fast):
+        notes.append(
+            f"{slow.name} and {fast.name} hold the same numbers, so nothing switches; get the pair's other file again"
+        )
+    if slow.factors.keys() != fast.factors.keys():
+        notes.append(f"the two files target different modules ({len(slow.factors)} and {len(fast.factors)})")
+    return notes
+
+
+def _partner(adapter: Adapter) -> str:
+    """Return the name of the other file, fit for a sentence."""
+    return " ".join((adapter.pair.partner or "").split())[:100]
+
+
+def _same_numbers(slow: Adapter, fast: Adapter) -> bool:
+    """Return whether both do the same, and anything at all."""
+    if slow.factors.keys() != fast.factors.keys() or not any(f.up.any() for f in slow.factors.values()):
+        return False
+    pairs = ((slow.factors[module], fast.factors[module]) for module in slow.factors)
+    return all(x.scale == y.scale and torch.equal(x.up, y.up) and torch.equal(x.down, y.down) for x, y in pairs)

@@ -1,0 +1,258 @@
+"""Everything that differs between base models, one row each. No other module names a model.
+
+To add a base model, add a row to MODELS. Fields that a row leaves out mean: nothing known, use the general rule.
+Sources: the scheduler configurations of Qwen-Image and FLUX.1-dev (sigma rules), arXiv 2512.02899 and its reference
+code CSU-JPG/Glance at 88bac37 (targets, recipes), ComfyUI 0.33 (class names), diffusers' conversion of the published
+FLUX weights (layer names), kohya's trainers and SwarmUI (ModelSpec names).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DynamicShift:
+    """A sigma rule: shift exp(mu), mu linear in the token count, the last sigma before 0 stretched to `terminal`."""
+
+    name: str
+    tokens: tuple[int, int]
+    mu: tuple[float, float]
+    terminal: float | None = None
+
+
+@dataclass(frozen=True)
+class FusedLayout:
+    """How diffusers names the rows of a model's fused layers.
+
+    blocks: the model's lists of blocks -> diffusers' lists. layers: block list -> layer -> diffusers' names for its
+    rows, in order; each takes as many rows as the layer has inputs, the last takes the rest. outside: layers outside
+    of the blocks. swapped: a layer that has shift before scale here and scale before shift in diffusers.
+    """
+
+    blocks: Mapping[str, str]
+    layers: Mapping[str, Mapping[str, tuple[str, ...]]]
+    outside: Mapping[str, str]
+    swapped: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Training settings. targets: see training/targets.py; optimizer: optimizers.py; init: training/lora_layers.py."""
+
+    rank: int = 16
+    alpha: float = 64.0
+    targets: str = "attention"
+    learning_rate: float = 5e-4
+    steps: int = 60
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    caption_dropout: float = 0.0
+    init: str = "gaussian"
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """One base model.
+
+    name: what adapter files state. title: what users call it.
+    classes: ComfyUI's model classes. A class that derives from one of them is a model of its own until a row lists it.
+    configs, unet_config: ComfyUI's configuration classes, and settings, where a class is shared by several models.
+    sigma_rule: None means the host's own sigmas. pixels_per_token, latents_per_token: side of the square that one
+    token covers.
+    module_patterns: regular expressions of module names, most telling first ("" where a place is empty).
+    same_names: diffusers and ComfyUI name the modules alike. fused: diffusers' names for fused layers; trains_parts:
+    adapters train those parts, which the paper and other tools know, not whole layers.
+    paper_targets: endings of the modules that the paper trains.
+    modelspec, kohya: the architecture as ModelSpec and kohya's files state it; "" means `name`.
+    teacher_cfg: guidance that the full-step model is usually sampled with.
+    latent_size: (height, width) in latents, for a model that paints one size only.
+    own_turbo: how file names call a turbo version of the base itself.
+    """
+
+    name: str
+    title: str = ""
+    classes: tuple[str, ...] = ()
+    configs: tuple[str, ...] = ()
+    unet_config: Mapping[str, Any] = field(default_factory=dict)
+    sigma_rule: DynamicShift | None = None
+    pixels_per_token: int = 16
+    latents_per_token: int = 2
+    module_patterns: tuple[str, ...] = ()
+    same_names: bool = False
+    fused: FusedLayout | None = None
+    trains_parts: bool = False
+    paper_targets: tuple[str, ...] = ()
+    recipe: Recipe = Recipe()
+    modelspec: str = ""
+    kohya: str = ""
+    teacher_cfg: float | None = None
+    latent_size: tuple[int, int] | None = None
+    own_turbo: str = ""
+
+
+_FLUX_SHIFT = DynamicShift("flux", tokens=(256, 4096), mu=(0.5, 1.15))
+_FLUX_LAYOUT = FusedLayout(
+    blocks={"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"},
+    layers={
+        "double_blocks": {
+            "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "img_attn.proj": ("attn.to_out.0",),
+            "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+            "txt_attn.proj": ("attn.to_add_out",),
+            "img_mlp.0": ("ff.net.0.proj",), "img_mlp.2": ("ff.net.2",),
+            "txt_mlp.0": ("ff_context.net.0.proj",), "txt_mlp.2": ("ff_context.net.2",),
+            "img_mod.lin": ("norm1.linear",), "txt_mod.lin": ("norm1_context.linear",),
+        },
+        "single_blocks": {
+            "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "linear2": ("proj_out",),
+            "modulation.lin": ("norm.linear",),
+        },
+    },
+    outside={
+        "img_in": "x_embedder", "txt_in": "context_embedder",
+        "final_layer.linear": "proj_out", "final_layer.adaLN_modulation.1": "norm_out.linear",
+        "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+        "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+        "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+        "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+        "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+        "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    },
+    swapped="final_layer.adaLN_modulation.1",
+)  # fmt: skip
+
+# Names in ComfyUI that several models share, and names in diffusers that tell less.
+_DOUBLE_STREAM = r"^(double_blocks|single_blocks|single_transformer_blocks)\b"
+_CONTEXT_FF = r"^transformer_blocks\.\d+\.ff_context\b"
+_ADDED_PROJ = r"^transformer_blocks\.\d+\.attn\.add_[qkv]_proj$"
+_FLUX_NAMES = (_DOUBLE_STREAM, _CONTEXT_FF, _ADDED_PROJ)
+_LUMINA_NAMES = (r"^(noise_refiner|context_refiner|layers\.\d+\.(attention|feed_forward))\b",)
+_UNET_NAMES = (r"^(input_blocks|middle_block|output_blocks|down_blocks|mid_block|up_blocks)\b",)
+
+_ROWS = (
+    BaseModel(
+        "qwen-image", "Qwen-Image", classes=("QwenImage",),
+        sigma_rule=DynamicShift("qwen-image", tokens=(256, 8192), mu=(0.5, 0.9), terminal=0.02),
+        module_patterns=(r"^transformer_blocks\.\d+\.(img|txt)_(mlp|mod)\b", "", _ADDED_PROJ), same_names=True,
+        paper_targets=(
+            "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+            "img_mlp.net.2", "img_mod.1", "txt_mlp.net.2", "txt_mod.1",
+        ),
+        recipe=Recipe(32, 128.0, "paper", 3e-4, optimizer="adamw8bit", weight_decay=0.0, caption_dropout=0.1),
+        kohya="qwen_image", teacher_cfg=4,
+    ),
+    BaseModel(
+        "flux", "FLUX.1-dev", classes=("Flux",), sigma_rule=_FLUX_SHIFT, module_patterns=_FLUX_NAMES,
+        fused=_FLUX_LAYOUT, trains_parts=True,
+        paper_targets=("to_q", "to_k", "to_v", "to_out.0"), recipe=Recipe(16, 64.0, "paper", 5e-4),
+        modelspec="flux-1-dev", kohya="flux1", teacher_cfg=1,
+    ),
+    BaseModel(
+        "flux-schnell", configs=("FluxSchnell",), fused=_FLUX_LAYOUT, modelspec="flux-1-schnell", kohya="flux1",
+    ),
+    BaseModel(
+        "glance-tiny", "the embedded model", configs=("FluxSchnell",),
+        unet_config={"hidden_size": 128, "context_in_dim": 64, "vec_in_dim": 64}, sigma_rule=_FLUX_SHIFT,
+        fused=_FLUX_LAYOUT, trains_parts=True,
+        # Measured: attention of the double blocks and all of the single ones, in ComfyUI's and diffusers' names.
+        recipe=Recipe(
+            16, 16.0,
+            r"^(double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)|single_blocks\.\d+\.linear[12]"
+            r"|transformer_blocks\.\d+\.attn\..*|single_transformer_blocks\.\d+\.(attn\..*|proj_mlp|proj_out))$",
+            2e-3, steps=120, weight_decay=0.0, init="kaiming", batch=8,
+        ),
+        teacher_cfg=4, latent_size=(16, 16),
+    ),
+    BaseModel("flux2", classes=("Flux2",), module_patterns=_FLUX_NAMES),
+    BaseModel("chroma", classes=("Chroma", "ChromaRadiance"), module_patterns=_FLUX_NAMES),
+    BaseModel("longcat-image", classes=("LongCatImage",)),
+    BaseModel("mageflow", classes=("MageFlow",)),
+    BaseModel(
+        "hunyuan-video",
+        classes=(
+            "HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V", "HunyuanVideo15",
+            "HunyuanVideo15_SR_Distilled",
+        ),
+        module_patterns=(_DOUBLE_STREAM,), kohya="hunyuan_video",
+    ),
+    BaseModel(
+        "sd3", classes=("SD3",), module_patterns=(r"^joint_blocks\b", _CONTEXT_FF, _ADDED_PROJ),
+        own_turbo=r"sd3\.5[-_ ]large",
+    ),
+    BaseModel(
+        "wan",
+        classes=(
+            "WAN21", "WAN21_CausalAR", "WAN21_Vace", "WAN21_Camera", "WAN21_HuMo", "WAN22_Animate", "WAN_Animate2",
+            "WAN22_S2V", "WAN22", "WAN21_FlowRVS", "WAN21_SCAIL", "WAN21_SCAIL2", "WAN22_WanDancer",
+        ),
+        module_patterns=(r"^blocks\.\d+\.(self_attn|cross_attn|ffn)\b",),
+    ),
+    BaseModel(
+        "lumina2", classes=("Lumina2", "ZImagePixelSpace"), module_patterns=_LUMINA_NAMES, modelspec="lumina-2",
+        kohya="lumina2",
+    ),
+    BaseModel("z-image", module_patterns=_LUMINA_NAMES, own_turbo=r"z[-_ ]?image"),
+    BaseModel("sd1", configs=("SD15",), module_patterns=_UNET_NAMES, modelspec="stable-diffusion-v1", kohya="sd_v1"),
+    BaseModel("sd2", configs=("SD20",), module_patterns=_UNET_NAMES, own_turbo=r"sd[-_ ]?\d?(\.\d)?"),
+    BaseModel(
+        "sdxl", classes=("SDXL", "SDXLRefiner"), module_patterns=_UNET_NAMES, modelspec="stable-diffusion-xl-v1-base",
+        kohya="sdxl_base_v1-0", own_turbo="sdxl",
+    ),
+)  # fmt: skip
+
+MODELS: Mapping[str, BaseModel] = MappingProxyType({row.name: row for row in _ROWS})
+DYNAMIC_SHIFTS: Mapping[str, DynamicShift] = MappingProxyType(
+    {row.sigma_rule.name: row.sigma_rule for row in _ROWS if row.sigma_rule}
+)
+# Base models that module names alone can tell.
+KNOWN_BY_NAMES = frozenset(row.name for row in _ROWS if row.module_patterns)
+
+
+def base_model(name: str) -> BaseModel:
+    """Return the row of this name, or a row of general rules for a model without one."""
+    return MODELS.get(name) or BaseModel(name)
+
+
+def identify(model_class: str, config_class: str, unet_config: Mapping[str, Any]) -> BaseModel:
+    """Return the row of a model of ComfyUI; a class that no row lists gets its own name in lower case.
+
+    Args:
+        model_class: the class in comfy.model_base.
+        config_class: the class in comfy.supported_models.
+        unet_config: its settings.
+    """
+    rows = [
+        row for row in _ROWS if config_class in row.configs and row.unet_config.items() <= dict(unet_config).items()
+    ]
+    if rows:
+        return max(rows, key=lambda row: len(row.unet_config))
+    return next((row for row in _ROWS if model_class in row.classes), BaseModel(model_class.lower()))
+
+
+def possible_bases(modules: Iterable[str]) -> frozenset[str]:
+    """Return the names of the base models whose modules are named like these; empty where names tell nothing."""
+    modules = list(modules)
+    for place in range(max(len(row.module_patterns) for row in _ROWS)):
+        patterns = {row.module_patterns[place] for row in _ROWS if len(row.module_patterns) > place} - {""}
+        found = {pattern for pattern in patterns if any(re.search(pattern, module) for module in modules)}
+        if found:
+            return frozenset(
+                r.name for r in _ROWS if len(r.module_patterns) > place and r.module_patterns[place] in found
+            )
+    return frozenset()
+
+
+def titles(wanted: Callable[[BaseModel], bool]) -> str:
+    """Return the titles of the rows that have one and are wanted, for a sentence: `A, B and C`."""
+    *most, last = [row.title for row in _ROWS if row.title and wanted(row)]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def cfg_hint() -> str:
+    """Return the usual guidance of each known teacher, for a tooltip: `A 4, B 1`."""
+    return ", ".join(f"{row.title} {row.teacher_cfg:g}" for row in _ROWS if row.title and row.teacher_cfg is not None)

@@ -1,0 +1,1 @@
+"""Samplers, learned multistep solvers, and runs of the teacher."""

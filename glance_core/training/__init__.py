@@ -1,0 +1,1 @@
+"""Train a Slow and a Fast LoRA on a frozen model."""

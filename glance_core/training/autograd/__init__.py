@@ -1,0 +1,1 @@
+"""Autograd through a frozen model: LoRA layers, checkpointing, writes in place."""

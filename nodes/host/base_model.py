@@ -1,0 +1,71 @@
+"""Which model a MODEL of ComfyUI is, and what it computes in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_sampling
+import comfy.sample
+import torch
+
+from ...glance_core.errors import ScheduleError
+from ...glance_core.models import BaseModel, identify
+
+_COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def base_of(patcher: Any) -> BaseModel:
+    """Return the model's row of models.py."""
+    config = getattr(patcher.model, "model_config", None)
+    unet_config = getattr(config, "unet_config", None) or {}
+    return identify(type(patcher.model).__name__, type(config).__name__, unet_config)
+
+
+def describe(patcher: Any) -> str:
+    """Return class and base model as text, for messages."""
+    return f"{type(patcher.model).__name__} ({base_of(patcher).name})"
+
+
+def fingerprint(patcher: Any) -> str:
+    """Return a hash of the names and shapes of the model's weights: equal for a model and its fine-tunes."""
+    shapes = sorted(f"{name} {tuple(p.shape)}" for name, p in patcher.model.diffusion_model.named_parameters())
+    return hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
+
+
+def compute_dtype(patcher: Any) -> torch.dtype:
+    """Return the dtype that the model computes in; never one that only stores weights, such as fp8."""
+    dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
+    return dtype if dtype in _COMPUTE_DTYPES else torch.bfloat16
+
+
+def is_flow(patcher: Any) -> bool:
+    """Return whether the model's sigmas are those of a flow, from 1 down."""
+    return isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+
+
+def check_flow(patcher: Any, what: str) -> None:
+    """Raise ScheduleError unless it is a flow model."""
+    if not is_flow(patcher):
+        raise ScheduleError(
+            f"{what} are for flow models, and {type(patcher.model).__name__} is not one; choose schedule auto or model"
+        )
+
+
+def fixed_latent(patcher: Any, latent: Mapping[str, Any]) -> torch.Tensor:
+    """Return the latent as ComfyUI's samplers take it: an empty one gets the model's channels and scale."""
+    spatial, temporal = latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
+    return comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], spatial, temporal)
+
+
+def latent_shape(patcher: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the shape of the latent that will be sampled; of a nested one (video with sound) the first part's."""
+    samples = fixed_latent(patcher, latent)
+    return tuple((samples.unbind()[0] if samples.is_nested else samples).shape)
+
+
+def picture_size(patcher: Any, shape: tuple[int, ...]) -> str:
+    """Return the pixels, as `WxH`, that a latent (..., H, W) decodes to."""
+    height, width = (side * patcher.model.latent_format.spacial_downscale_ratio for side in shape[-2:])
+    return f"{width}x{height}"

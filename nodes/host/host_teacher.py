@@ -1,0 +1,65 @@
+"""A MODEL as its own teacher: what nodes need that run it with all of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from ...glance_core.errors import ScheduleError
+from ...glance_core.lora.metadata import PairMetadata
+from .base_model import fixed_latent
+from .model_sigmas import ModelSigmas, model_sigmas, starting_noise
+from .patcher import pair_of
+from .training_model import Conditioned, TrainingInputs, entries, with_loaded_model
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HostTeacher:
+    """prompts, negative: entries of conditionings. samples (1, ...): a latent of the size that is sampled."""
+
+    patcher: Any
+    prompts: list[Any]
+    negative: list[Any]
+    samples: torch.Tensor
+    sigmas: ModelSigmas
+
+    @property
+    def steps(self) -> int:
+        """How many steps it takes."""
+        return len(self.sigmas.values) - 1
+
+    def noise(self, runs: int, seed: int) -> torch.Tensor:
+        """Return the start of its runs (runs, ...)."""
+        return starting_noise(self.patcher, self.sigmas.values, self.samples.shape, runs, seed)
+
+    def run(self, seed: int, work: Callable[[Conditioned], T]) -> T:
+        """Return work(model on these prompts), with the model loaded."""
+        inputs = TrainingInputs(self.patcher, self.prompts, self.negative, self.samples, seed)
+        return with_loaded_model(inputs, lambda conditioned, _: work(conditioned))
+
+
+def host_teacher(
+    patcher: Any, positive: list[Any], negative: list[Any] | None, latent: Any, cfg: float, schedule: str
+) -> HostTeacher:
+    """Return the teacher of these inputs. Raises ScheduleError for what cannot be one."""
+    prompts, negatives = entries(positive), entries(negative)
+    if cfg != 1 and not negatives:
+        raise ScheduleError(
+            f"cfg is {cfg:g} but no negative prompt is wired; wire one, even an empty one, or set cfg to 1"
+        )
+    if pair_of(patcher) is not None:
+        raise ScheduleError(
+            "the model carries a Glance pair, but its own steps are needed; wire the model from before Load Glance LoRA"
+        )
+    samples = fixed_latent(patcher, latent)[:1]
+    if samples.is_nested:
+        raise ScheduleError(
+            "a latent of several parts (video with sound) cannot be used here; wire a picture's or a silent video's"
+        )
+    sigmas = model_sigmas(patcher, tuple(samples.shape), schedule, PairMetadata())
+    return HostTeacher(patcher, prompts, negatives, samples, sigmas)

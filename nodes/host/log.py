@@ -1,0 +1,5 @@
+"""The pack's logger."""
+
+import logging
+
+log = logging.getLogger("glance")

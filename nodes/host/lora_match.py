@@ -1,0 +1,137 @@
+"""Find an adapter's modules in a MODEL, by ComfyUI's own key map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.lora
+import torch
+
+from ...glance_core.errors import AdapterError
+from ...glance_core.lora.keys import spellings
+from ...glance_core.lora.reader import Adapter, Factor
+from ...glance_core.models import KNOWN_BY_NAMES
+from ...glance_core.switch import LowRank, check_update, find_module
+from .base_model import base_of, compute_dtype, describe
+
+
+@dataclass(frozen=True)
+class Matched:
+    """An adapter's updates by module (path from the model's root), how many modules matched, and those that did not."""
+
+    updates: Mapping[str, tuple[LowRank, ...]]
+    modules: int
+    unmatched: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A weight of the model: (dim, start, length) if only some rows are meant, and how ComfyUI rearranges them."""
+
+    weight: str
+    rows: tuple[int, int, int] | None = None
+    rearrange: Any = None
+
+
+def key_map(patcher: Any) -> dict[str, Any]:
+    """Return ComfyUI's map from the names that a LoRA may use to the model's weights, or to parts of them."""
+    return comfy.lora.model_lora_keys_unet(patcher.model, {})
+
+
+def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, Any]) -> Matched:
+    """Return the adapter's updates for this model, in its compute dtype.
+
+    Strength and scale go into `up` in float32, before both factors are cast.
+
+    Args:
+        keys: of `key_map`.
+
+    Raises:
+        AdapterError: if the adapter is for another base model or size.
+    """
+    check_base(adapter, patcher)
+    dtype = compute_dtype(patcher)
+    updates: dict[str, list[LowRank]] = {}
+    unmatched = []
+    for module, factor in adapter.factors.items():
+        target = _find(keys, factor.source, module)
+        if target is None:
+            unmatched.append(module)
+            continue
+        path = target.weight.removesuffix(".weight")
+        layer = find_module(patcher.model, path)
+        update = _update(f"{adapter.name}: {module}", _shaped(factor, layer), strength, target)
+        check_update(layer, f"{adapter.name}: {module}", update)
+        updates.setdefault(path, []).append(LowRank(update.down.to(dtype), update.up.to(dtype), update.start))
+    matched = len(adapter.factors) - len(unmatched)
+    if matched == 0 or matched < len(unmatched):
+        count = f"only {matched}" if matched else "none"
+        raise AdapterError(
+            f"{adapter.name} does not fit the model: {count} of its {len(adapter.factors)} modules ({_bases(adapter)}; "
+            f"the first not found is {unmatched[0]}) are in this {describe(patcher)}; load a pair made for this model"
+        )
+    if strength == 0:
+        updates = {}
+    return Matched({path: tuple(found) for path, found in updates.items()}, matched, tuple(unmatched))
+
+
+def check_base(adapter: Adapter, patcher: Any) -> None:
+    """Raise AdapterError if the adapter belongs to another base, even if some of its modules fit by name and size."""
+    base = base_of(patcher).name
+    stated = adapter.pair.base is not None
+    if adapter.bases and base not in adapter.bases and (stated or base in KNOWN_BY_NAMES):
+        raise AdapterError(
+            f"{adapter.name} is a {_bases(adapter)} adapter but the model is a {describe(patcher)}; load a pair made "
+            f"for {base}"
+        )
+
+
+def _bases(adapter: Adapter) -> str:
+    return "/".join(sorted(adapter.bases)) or "base model not known"
+
+
+def _find(keys: Mapping[str, Any], source: str, module: str) -> _Target | None:
+    """Return the weight that ComfyUI's map has for a module; a tuple there names a part of it."""
+    found = next((keys[name] for name in spellings(source, module) if name in keys), None)
+    if found is None:
+        return None
+    if isinstance(found, str):
+        target = _Target(found)
+    else:
+        target = _Target(found[0], found[1], found[2] if len(found) > 2 else None)
+    return target if target.weight.endswith(".weight") else None
+
+
+def _shaped(factor: Factor, layer: torch.nn.Module) -> Factor:
+    """Return the factor in the layer's dimensions: trainers flatten convolutions, and write Linears as 1 x 1 ones."""
+    kernel = getattr(layer, "kernel_size", None)
+    down = factor.down
+    if kernel is None:
+        down = down.flatten(1) if math.prod(down.shape[2:]) == 1 else down
+    elif down.ndim == 2 and down.shape[1] % math.prod(kernel) == 0:
+        down = down.reshape(len(down), -1, *kernel)
+    return replace(factor, down=down)
+
+
+def _update(name: str, factor: Factor, strength: float, target: _Target) -> LowRank:
+    up = factor.up.float() * (factor.scale * strength)
+    if target.rearrange is not None:
+        moved = target.rearrange(up)
+        down = factor.down.float().flatten(1)
+        if not torch.allclose(target.rearrange(up.flatten(1) @ down), moved.flatten(1) @ down, atol=1e-6):
+            raise AdapterError(
+                f"{name} is rearranged by ComfyUI in a way that a low-rank branch cannot follow; merge this LoRA "
+                "instead"
+            )
+        up = moved
+    if target.rows is None:
+        return LowRank(factor.down, up)
+    dim, start, length = target.rows
+    if dim != 0 or up.shape[0] != length:
+        raise AdapterError(
+            f"{name} gives {up.shape[0]} features where the model has {length}; the adapter is for another size"
+        )
+    return LowRank(factor.down, up, start)

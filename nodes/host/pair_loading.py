@@ -1,0 +1,124 @@
+"""Load two adapter files onto a MODEL, and report what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ...glance_core.lora.metadata import PairMetadata
+from ...glance_core.lora.pair_check import check_pair
+from ...glance_core.lora.reader import Adapter, read_adapter
+from ...glance_core.schedule.split import FAST, SLOW
+from ...glance_core.training.objectives import OBJECTIVES, Objective
+from .base_model import compute_dtype, describe
+from .log import log
+from .lora_match import Matched, check_base, key_map, match
+from .model_sigmas import rule_of
+from .patcher import attach
+
+_MOST_NAMED = 5  # modules that a report names
+
+
+@dataclass(frozen=True)
+class LoadedHalf:
+    """One file of a pair on a model."""
+
+    phase: str
+    adapter: Adapter
+    strength: float
+    matched: Matched
+
+
+def load_pair(
+    model: Any, slow_path: str, fast_path: str, slow_strength: float = 1.0, fast_strength: float = 1.0
+) -> tuple[Any, str]:
+    """Return (MODEL that carries the pair, report). Raises AdapterError."""
+    slow, fast = read_adapter(slow_path), read_adapter(fast_path)
+    for adapter in (slow, fast):  # first, because only the model tells which of two differing files is wrong
+        check_base(adapter, model)
+    notes = check_pair(slow, fast)
+    keys = key_map(model)
+    halves = [
+        LoadedHalf(phase, adapter, strength, match(adapter, model, strength, keys))
+        for phase, adapter, strength in ((SLOW, slow, slow_strength), (FAST, fast, fast_strength))
+    ]
+    metadata = _combined(slow, fast)
+    carrying = attach(model, [half.matched.updates for half in halves], metadata)
+    for half in halves:
+        if half.matched.unmatched:
+            count, first = len(half.matched.unmatched), half.matched.unmatched[0]
+            log.warning(
+                "Glance: %d modules of %s are not in the model; the first is %s", count, half.adapter.name, first
+            )
+    return carrying, _report(model, halves, metadata, notes)
+
+
+def _combined(slow: Adapter, fast: Adapter) -> PairMetadata:
+    """Return what both files say together. One may state what the other leaves out; `check_pair` compared them."""
+    stated = {item.name: getattr(slow.pair, item.name) for item in fields(PairMetadata)}
+    both = replace(fast.pair, **{name: value for name, value in stated.items() if value is not None})
+    return both if slow.pair.solver == fast.pair.solver else replace(both, solver=None)
+
+
+def _report(model: Any, halves: Sequence[LoadedHalf], metadata: PairMetadata, notes: Sequence[str]) -> str:
+    lines = [f"model: {describe(model)}, computes in {str(compute_dtype(model)).removeprefix('torch.')}"]
+    for half in halves:
+        lines += _half_lines(half)
+    lines += [f"note: {note}" for note in notes]
+    lines += _training_lines(metadata)
+    if metadata.solver is not None:
+        lines.append(
+            "solver: fitted for these teacher steps, with its own guidance; Phase Split Sampler uses it with sampler "
+            "auto"
+        )
+    elif any(half.adapter.pair.solver for half in halves):
+        lines.append("solver: not used, because the two files state different ones")
+    if metadata.sigma_rule or metadata.steps:
+        lines.append(
+            f"schedule: {metadata.sigma_rule or 'sigmas not stated'}, teacher steps {metadata.steps or 'not stated'} "
+            f"of {metadata.teacher_steps or 50}, from the file"
+        )
+    else:
+        lines.append(
+            f"schedule: not stated in the files; {rule_of(model)} assumed, switching at teacher step 11 of 50 as in "
+            "the paper"
+        )
+    return "\n".join(lines)
+
+
+def _half_lines(half: LoadedHalf) -> list[str]:
+    adapter, matched, described = half.adapter, half.matched, half.adapter.describe()
+    ranks, scales = (", ".join(f"{value:g}" for value in described[name]) for name in ("rank", "scale"))
+    lines = [
+        f"{half.phase}: {adapter.name}, strength {half.strength:g}",
+        f"  modules: {matched.modules} matched on {len(matched.updates)} layers, {len(matched.unmatched)} unmatched",
+        f"  rank {ranks}, scale {scales}, {', '.join(described['dtype'])}, written as "
+        f"{' + '.join(described['styles'])}",
+    ]
+    if adapter.pair.base is not None:
+        lines.append(f"  base: {adapter.pair.base}")
+    if adapter.pair.guidance is not None:
+        lines.append(f"  trained for guidance {adapter.pair.guidance:g}")
+    lines += [f"  unmatched: {name}" for name in matched.unmatched[:_MOST_NAMED]]
+    if len(matched.unmatched) > _MOST_NAMED:
+        lines.append(f"  unmatched: and {len(matched.unmatched) - _MOST_NAMED} more")
+    lines += [f"  assumed: {text}" for text in adapter.assumed]
+    lines += [f"  note: {text}" for text in adapter.remarks]
+    return lines
+
+
+def _training_lines(metadata: PairMetadata) -> list[str]:
+    lines = []
+    if metadata.psnr_pair is not None and metadata.psnr_base is not None:
+        worse = metadata.psnr_pair < metadata.psnr_base
+        lines.append(
+            f"when trained: {metadata.psnr_pair:.2f} dB to the teacher, the base on the same sigmas "
+            f"{metadata.psnr_base:.2f} dB"
+            + (": WORSE than the base; set both strengths to 0 or leave the pair out" if worse else "")
+        )
+    if metadata.kept is not None:
+        rollout = metadata.objective in OBJECTIVES and Objective(metadata.objective).is_rollout
+        everything = len(metadata.kept.split(", ")) == (3 if rollout else 2)
+        lines.append(f"kept when trained: {metadata.kept}{'' if everything else '; what is not named has no effect'}")
+    return lines

@@ -1,0 +1,62 @@
+"""One run of ComfyUI's sampler, and the schedule that SIGMAS carry to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.sample
+import comfy.utils
+import latent_preview
+import torch
+
+from ...glance_core.schedule.phase_schedule import PhaseSchedule
+from .base_model import fixed_latent
+
+_TAG = "glance_schedule"
+_EMPTY_LATENT_KEYS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is sampled, whatever the sampler: prompts, the latent to start from, the noise's seed."""
+
+    positive: Any
+    negative: Any
+    latent: Mapping[str, Any]
+    seed: int
+
+
+def tagged_sigmas(schedule: PhaseSchedule) -> torch.Tensor:
+    """Return SIGMAS (N + 1, float32) that carry their PhaseSchedule as an attribute."""
+    sigmas = torch.tensor(schedule.sigmas, dtype=torch.float32)
+    setattr(sigmas, _TAG, schedule)
+    return sigmas
+
+
+def schedule_of(sigmas: torch.Tensor) -> PhaseSchedule | None:
+    """Return the schedule that SIGMAS carry; None if they come from elsewhere or were cut on their way."""
+    return getattr(sigmas, _TAG, None)
+
+
+def sample(patcher: Any, scene: Scene, cfg: float, sampler: Any, sigmas: torch.Tensor) -> dict[str, Any]:
+    """Run a SAMPLER on these sigmas; previews, masks, batches and interrupts are ComfyUI's. Return a LATENT."""
+    latent, samples = scene.latent, fixed_latent(patcher, scene.latent)
+    noise = comfy.sample.prepare_noise(samples, scene.seed, latent.get("batch_index"))
+    result = comfy.sample.sample_custom(
+        patcher,
+        noise,
+        cfg,
+        sampler,
+        sigmas,
+        scene.positive,
+        scene.negative,
+        samples,
+        noise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(patcher, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=scene.seed,
+    )
+    out = {name: value for name, value in latent.items() if name not in _EMPTY_LATENT_KEYS}
+    return out | {"samples": result}

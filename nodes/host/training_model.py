@@ -1,0 +1,271 @@
+"""A model of ComfyUI with gradients: its velocity on prompts, its layers, and the host as it was afterwards.
+
+The work runs as a sampler of ComfyUI inside one guided run. So loading, conditioning, patches, wrappers and clean-up
+are ComfyUI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import comfy.model_management
+import comfy.ops
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ...glance_core.lora.slots import Slot, fused_slots, is_linear, whole_slots
+from ...glance_core.sampling.velocity import NO_PROMPT, RowVelocity
+from ...glance_core.training.autograd.checkpointing import blocks_of
+from ...glance_core.training.autograd.forward_patches import Forwards, forwards_restored
+from ...glance_core.training.autograd.lora_linear import FrozenLinear, Layer, Recomputed, WeightOf, plain_weight
+from ...glance_core.training.student import Student
+from ...glance_core.training.targets import PRESETS, finds_any, target_modules
+from .base_model import base_of, compute_dtype, describe
+
+T = TypeVar("T")
+ROOT = "diffusion_model"
+OFFLOADS = ["auto", "all", "none"]
+_EVERYTHING = 1e30  # bytes
+
+
+def trained_slots(patcher: Any, targets: str) -> dict[str, Slot]:
+    """Return what gets a LoRA, by the name it is saved under. Raises TrainingError if `targets` finds nothing."""
+    base, root = base_of(patcher), patcher.model.diffusion_model
+    offered = whole_slots(root)
+    if base.fused and base.trains_parts:
+        parts = fused_slots(root, base.fused)
+        if targets in PRESETS or finds_any(parts, targets, base.name):
+            offered = parts
+    names = target_modules(offered, targets, base.name)
+    return {name: replace(offered[name], module=f"{ROOT}.{offered[name].module}") for name in names}
+
+
+def entries(conditionings: list[Any] | None) -> list[Any]:
+    """Return the prompts of an input list of CONDITIONINGs, each of which may combine several."""
+    return [entry for conditioning in conditionings or [] for entry in conditioning or []]
+
+
+class Conditioned:
+    """The guided model on prompts. Rows of a training set are prompts of `positive`, in turn."""
+
+    def __init__(self, guider: Any, extra_args: Mapping[str, Any]):
+        self.guider, self.extra_args = guider, dict(extra_args)
+        self.prompts: list[Any] = list(guider.conds["positive"])
+        self.negative: list[Any] = list(guider.conds.get("negative") or [])
+
+    def velocity(self, cfg: float, prompts: range | None = None) -> RowVelocity:
+        """Return noise - data (B, ...), in float32.
+
+        Args:
+            prompts: which of the prompts the rows take; None for all.
+        """
+        among = prompts if prompts is not None else range(len(self.prompts))
+
+        def predict(x: torch.Tensor, sigma: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            asked = [NO_PROMPT if row == NO_PROMPT else among[row % len(among)] for row in rows.tolist()]
+            out: list[Any] = [None] * len(asked)
+            for prompt in dict.fromkeys(asked):
+                at = [i for i, other in enumerate(asked) if other == prompt]
+                level = sigma[at].reshape(-1, *(1,) * (x.ndim - 1))  # (B, 1, ...)
+                self.guider.conds["positive"] = self.negative if prompt == NO_PROMPT else [self.prompts[prompt]]
+                self.guider.set_cfg(cfg)
+                denoised = self.guider(x[at], sigma[at], **self.extra_args)
+                for i, row in zip(at, (x[at] - denoised) / level, strict=True):
+                    out[i] = row
+            return torch.stack(out)
+
+        return predict
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a model runs on.
+
+    offload: `auto` (ComfyUI leaves `room` bytes for training and streams the weights that do not fit), `all`, or
+    `none`.
+    """
+
+    patcher: Any
+    positive: list[Any]
+    negative: list[Any]
+    latents: torch.Tensor
+    seed: int
+    offload: str = "auto"
+    room: int = 0
+
+
+class _Work(comfy.samplers.Sampler):
+    """A sampler that hands the loaded model over instead of sampling. result: what the work returned."""
+
+    def __init__(self, work: Callable[[Conditioned, torch.Tensor], Any]):
+        self.work, self.result = work, None
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Any,
+        extra_args: Any,
+        callback: Any,
+        noise: Any,
+        latent_image: Any = None,
+        *_: Any,
+    ) -> Any:
+        with fit_for_autograd(model_wrap.inner_model):
+            self.result = self.work(Conditioned(model_wrap, extra_args), latent_image)
+        return torch.zeros_like(noise)
+
+
+def with_loaded_model(inputs: TrainingInputs, work: Callable[[Conditioned, torch.Tensor], T]) -> T:
+    """Return work(model on its prompts, latents in the model's scale), with the model loaded and fit for autograd.
+
+    Afterwards the model's tensors and ComfyUI's flags are what they were, whatever ended the work.
+    """
+    model = inputs.patcher.clone()
+    prepare = partial(_prepare, inputs.offload, inputs.room)
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "glance_training", prepare)
+    with ExitStack() as afterwards, torch.inference_mode(False), torch.no_grad(), forwards_restored(model.model):
+        afterwards.callback(setattr, comfy.model_management, "in_training", comfy.model_management.in_training)
+        comfy.model_management.in_training = True  # without it ComfyUI's rotary embedding has no backward
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(_normal_tensors(inputs.positive), _normal_tensors(inputs.negative))
+        samples, sampler = inputs.latents.clone(), _Work(work)
+        sigmas = torch.tensor([1.0, 0.0])
+        guider.sample(torch.zeros_like(samples), samples, sampler, sigmas, disable_pbar=True, seed=inputs.seed)
+        return sampler.result
+
+
+def _prepare(
+    offload: str, room: int, executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """PREPARE_SAMPLING: free every other model, and load this one with room for training."""
+    loaded_models = comfy.model_management.current_loaded_models
+    mine = [loaded for loaded in loaded_models if loaded.model is not None and loaded.model.model is model.model]
+    comfy.model_management.free_memory(_EVERYTHING, model.load_device, keep_loaded=mine)
+    shape = list(noise_shape)
+    if offload == "auto":  # ComfyUI leaves free what it estimates for a batch, so ask for one that needs the room
+        one = max(1, comfy.sampler_helpers.estimate_memory(model, [1, *shape[1:]], conds)[1])
+        shape[0] = max(shape[0], -(-room // one))
+    kwargs |= {"force_full_load": offload == "none", "force_offload": offload == "all"}
+    return executor(model, shape, conds, *args, **kwargs)
+
+
+@contextmanager
+def fit_for_autograd(model: torch.nn.Module) -> Iterator[None]:
+    """Replace inference tensors, which autograd cannot save, by normal ones of the same memory; undone at the end.
+
+    Models that a node loaded consist of inference tensors.
+    """
+    changed: list[tuple[dict[str, Any], str, Any, Any]] = []
+    for module in model.modules():
+        for table, wrap in (
+            (module._parameters, partial(torch.nn.Parameter, requires_grad=False)),
+            (module._buffers, lambda tensor: tensor),
+        ):
+            for name, tensor in table.items():
+                plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+                if plain and tensor.is_inference() and tensor.device.type != "meta":
+                    changed.append((table, name, tensor, wrap(_same_memory(tensor))))
+    try:
+        for table, name, _, normal in changed:
+            table[name] = normal
+        yield
+    finally:
+        for table, name, before, normal in changed:
+            if table.get(name) is normal and normal.data_ptr() == before.data_ptr():  # else ComfyUI moved it meanwhile
+                table[name] = before
+
+
+def _same_memory(tensor: torch.Tensor) -> torch.Tensor:
+    shared = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return shared.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def student_of(patcher: Any, velocity: RowVelocity, slots: Mapping[str, Slot], gradient_checkpointing: bool) -> Student:
+    """Return the loaded model as the core trains it."""
+    model = patcher.model
+    return Student(
+        model,
+        velocity,
+        slots,
+        name=describe(patcher),
+        device=patcher.load_device,
+        half=compute_dtype(patcher) == torch.float16,
+        blocks=blocks_of(model.diffusion_model) if gradient_checkpointing else None,
+        weight_of=weight_of,
+        other_forwards=partial(_other_forwards, model),
+    )
+
+
+def weight_of(module: torch.nn.Module) -> WeightOf | None:
+    """Return how to get a Linear's weight in backward; None if only its forward knows (GGUF, other quantised kinds)."""
+    if type(getattr(module, "weight", None)) not in (torch.Tensor, torch.nn.Parameter):
+        return None
+    return _cast_weight if isinstance(module, comfy.ops.CastWeightBiasOp) else plain_weight
+
+
+@contextmanager
+def _cast_weight(module: torch.nn.Module, like: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the weight as ComfyUI would use it: patched, cast, streamed to the device, and released again."""
+    if module.weight.device == like.device and not module.weight_function and not hasattr(module, "_v"):
+        yield module.weight  # as it is stored
+        return
+    weight, bias, stream = comfy.ops.cast_bias_weight(
+        module, dtype=like.dtype, device=like.device, bias_dtype=like.dtype, offloadable=True
+    )
+    try:
+        yield weight
+    finally:
+        comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+
+
+def _other_forwards(model: torch.nn.Module, trained: frozenset[str]) -> Forwards:
+    """Return forwards for layers without a LoRA whose weights are cast or streamed for each use.
+
+    Autograd must not keep those copies.
+    """
+    changed: dict[torch.nn.Module, Callable[..., Any]] = {}
+    for name, module in model.named_modules():
+        if (
+            name in trained
+            or not isinstance(module, comfy.ops.CastWeightBiasOp)
+            or isinstance(module, torch.nn.Embedding)
+        ):
+            continue
+        if not (module.comfy_cast_weights or module.weight_function or module.bias_function):
+            continue
+        if is_linear(module):
+            changed[module] = partial(_frozen, Layer(module, module.forward, weight_of(module)))
+        elif getattr(module, "weight", None) is not None and getattr(module.weight, "ndim", 0) > 1:
+            changed[module] = partial(_recomputed, module.forward)
+    return changed
+
+
+def _frozen(layer: Layer, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    if args or kwargs or not (torch.is_grad_enabled() and x.requires_grad):
+        return layer.forward(x, *args, **kwargs)
+    return FrozenLinear.apply(x, layer)
+
+
+def _recomputed(forward: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return forward(x, *args, **kwargs)
+    return Recomputed.apply(x, lambda value: forward(value, *args, **kwargs))
+
+
+def _normal_tensors(conditioning: list[Any]) -> list[Any]:
+    """Return CONDITIONING whose tensors autograd can save."""
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.clone() if value.is_inference() else value
+        if isinstance(value, dict):
+            return {key: copied(item) for key, item in value.items()}
+        return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
+
+    return [copied(entry) for entry in conditioning]

@@ -1,0 +1,156 @@
+"""Tiny real models of eight base models: ComfyUI's own classes with seeded weights and conditioning."""
+
+import math
+from dataclasses import dataclass, field
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.samplers
+import comfy.supported_models
+import torch
+
+_DIT = {
+    "patch_size": 2,
+    "context_in_dim": 48,
+    "hidden_size": 128,
+    "mlp_ratio": 4.0,
+    "num_heads": 1,
+    "depth": 2,
+    "depth_single_blocks": 2,
+}
+_FLUX = _DIT | {"axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How to build one: ComfyUI's configuration class, its settings, latent shape, and widths of the conditioning."""
+
+    supported: str
+    config: dict
+    latent: tuple[int, ...]
+    context: int
+    pooled: int | None = None
+    extra: dict = field(default_factory=dict)
+
+
+MODELS = {
+    "flux": Tiny(
+        "Flux",
+        _FLUX | {"image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "guidance_embed": True,
+                 "txt_ids_dims": []},
+        (16, 8, 8), 48, 32, {"guidance": 3.5},
+    ),
+    "qwen-image": Tiny(
+        "QwenImage",
+        {"image_model": "qwen_image", "in_channels": 64, "num_layers": 2, "num_attention_heads": 1,
+         "attention_head_dim": 128, "joint_attention_dim": 48},
+        (16, 1, 8, 8), 48,
+    ),
+    "sd3": Tiny(
+        "SD3",
+        {"in_channels": 16, "patch_size": 2, "out_channels": 16, "depth": 2, "input_size": None,
+         "adm_in_channels": 2048,
+         "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
+         "num_patches": 36864, "pos_embed_max_size": 192, "pos_embed_scaling_factor": None,
+         "x_block_self_attn_layers": []},
+        (16, 8, 8), 4096, 2048,
+    ),
+    "wan": Tiny(
+        "WAN21_T2V",
+        {"image_model": "wan2.1", "model_type": "t2v", "dim": 128, "out_dim": 16, "num_heads": 1, "ffn_dim": 256,
+         "num_layers": 2, "patch_size": (1, 2, 2), "freq_dim": 256, "window_size": (-1, -1), "qk_norm": True,
+         "cross_attn_norm": True, "eps": 1e-6, "in_dim": 16},
+        (16, 2, 8, 8), 4096,
+    ),
+    "hunyuan-video": Tiny(
+        "HunyuanVideo",
+        _FLUX | {"image_model": "hunyuan_video", "in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2],
+                 "vec_in_dim": 768, "meanflow": False, "depth": 1, "depth_single_blocks": 1, "theta": 256,
+                 "byt5": False, "guidance_embed": True, "use_cond_type_embedding": False, "vision_in_dim": None,
+                 "meanflow_sum": False},
+        (16, 2, 8, 8), 48, 768, {"guidance": 3.5},
+    ),
+    "chroma": Tiny(
+        "Chroma",
+        _FLUX | {"image_model": "chroma", "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 128,
+                 "hidden_dim": 96, "n_layers": 2, "vec_in_dim": None, "txt_ids_dims": []},
+        (16, 8, 8), 48, 768,
+    ),
+    "lumina2": Tiny(
+        "Lumina2",
+        {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 96, "cap_feat_dim": 48, "n_layers": 2,
+         "n_heads": 1, "n_kv_heads": 1, "qk_norm": True, "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512]},
+        (16, 8, 8), 48, None, {"attention_mask": True},
+    ),
+    "sd1": Tiny(
+        "SD15",
+        {"use_checkpoint": False, "image_size": 32, "use_spatial_transformer": True, "legacy": False,
+         "adm_in_channels": None, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
+         "transformer_depth": [1, 1], "channel_mult": [1, 2], "transformer_depth_output": [1, 1, 1, 1],
+         "transformer_depth_middle": 1, "use_linear_in_transformer": False, "context_dim": 768,
+         "use_temporal_attention": False, "use_temporal_resblock": False},
+        (4, 8, 8), 768,
+    ),
+}  # fmt: skip
+FLOW = [name for name in MODELS if name != "sd1"]
+
+
+def build(name: str, dtype=torch.float32, manual_cast=None, seed: int = 0, **config):
+    """Return a MODEL with seeded weights. dtype: what weights are stored in. manual_cast: what they compute in."""
+    tiny = MODELS[name]
+    settings = getattr(comfy.supported_models, tiny.supported)({**tiny.config, **config})
+    settings.set_inference_dtype(dtype, manual_cast)
+    model = settings.get_model({}, "")
+    generator = torch.Generator().manual_seed(seed)
+    for parameter_name, parameter in model.named_parameters():
+        random = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim >= 2:
+            random = random / math.sqrt(max(1, parameter[0].numel()))
+        else:
+            random = 0.02 * random + (0 if parameter_name.endswith("bias") else 1)
+        parameter.copy_(random.to(parameter.dtype))
+    for buffer_name, buffer in model.named_buffers():
+        if buffer_name.endswith("pos_embed"):  # SD3 leaves it as the memory was
+            buffer.copy_(0.02 * torch.randn(buffer.shape, generator=generator))
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
+
+
+def conditioning(name: str, seed: int = 1, tokens: int = 6):
+    tiny = MODELS[name]
+    generator = torch.Generator().manual_seed(seed)
+    extra = dict(tiny.extra)
+    if tiny.pooled:
+        extra["pooled_output"] = torch.randn((1, tiny.pooled), generator=generator)
+    if extra.get("attention_mask"):
+        extra["attention_mask"] = torch.ones((1, tokens), dtype=torch.long)
+    return [[torch.randn((1, tokens, tiny.context), generator=generator), extra]]
+
+
+def empty_latent(name: str, batch: int = 1):
+    return {"samples": torch.zeros((batch, *MODELS[name].latent))}
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    """Return a copy of every weight and buffer."""
+    return {key: value.clone() for key, value in model.model.state_dict().items()}
+
+
+def assert_bit_exact(model, before: dict[str, torch.Tensor]) -> None:
+    after = model.model.state_dict()
+    assert after.keys() == before.keys()
+    for key, value in before.items():
+        assert value.dtype == after[key].dtype and torch.equal(
+            value.view(torch.uint8), after[key].contiguous().view(torch.uint8)
+        ), key
+    wrapped = [
+        name for name, module in model.model.named_modules() if not _is_own(module, module.__dict__.get("forward"))
+    ]
+    assert wrapped == [], f"forwards left wrapped: {wrapped[:3]}"
+
+
+def _is_own(module: torch.nn.Module, forward) -> bool:
+    """Return whether it is the class's own. ComfyUI's bypass LoRA leaves that as an attribute, which is harmless."""
+    return forward is None or (
+        getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
+    )
