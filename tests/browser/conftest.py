@@ -1,4 +1,7 @@
-"""Browser tests drive the pack's graphs in Chromium against a real server; without ComfyUI, playwright or Chromium each is skipped, with a count."""
+"""Browser tests drive the pack's graphs in Chromium against a real server.
+
+Without ComfyUI, playwright or Chromium each test is skipped, with a count at the end.
+"""
 
 import importlib.util
 import os
@@ -10,24 +13,29 @@ import pytest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "host"))
-sys.path.append(str(HERE))  # last: `conftest` means that of the host tests to their modules
+sys.path.append(str(HERE))  # last: modules of the host tests mean their own `conftest`
 import comfyui  # noqa: E402
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LACKING = [
+CHROMIUM = (
+    os.environ.get("CHROMIUM")
+    or shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or shutil.which("google-chrome")
+)
+MISSING = [
     name
-    for name, there in (
+    for name, found in (
         ("a ComfyUI (COMFYUI_PATH, or ~/ComfyUI)", comfyui.find()),
         ("playwright", importlib.util.find_spec("playwright")),
         ("a Chromium (CHROMIUM, or on the path)", CHROMIUM),
     )
-    if not there
+    if not found
 ]
-WHY = f"no browser tests without {' and '.join(LACKING)}"
+WHY = f"no browser tests without {' and '.join(MISSING)}"
 
 
 def pytest_collection_modifyitems(items):
-    if LACKING:
+    if MISSING:
         for item in items:
             if HERE in item.path.parents:
                 item.add_marker(pytest.mark.skip(reason=WHY))
@@ -35,14 +43,14 @@ def pytest_collection_modifyitems(items):
 
 def pytest_terminal_summary(terminalreporter):
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if WHY in str(report.longrepr)]
-    if LACKING and skipped:
+    if MISSING and skipped:
         terminalreporter.section("NOT TESTED IN A BROWSER", red=True)
         terminalreporter.line(f"{len(skipped)} browser tests were skipped: {WHY}.")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A real ComfyUI with the pack among its custom nodes and nothing else."""
+    """Return a real ComfyUI whose only custom nodes are the pack."""
     from real_server import Server, folder
 
     base = tmp_path_factory.mktemp("server")
@@ -65,7 +73,7 @@ def chromium():
 
 @pytest.fixture
 def comfy(chromium, server, request):
-    """A function that opens ComfyUI in a fresh page, with settings of its own; where the test failed, the page is kept as a picture."""
+    """Return a function that opens ComfyUI with some settings. At the end the page is saved as a picture."""
     from run_workflow import SETTINGS, open_comfyui
 
     context = chromium.new_context(viewport={"width": 1600, "height": 900})

@@ -1,9 +1,9 @@
-"""Draw the small graph on each help page: the node as it is today, and what is usually wired to it.
+"""Draw the small graph on each help page: the node, and what is usually wired to it.
 
-    ~/browser_venv/bin/python tests/browser/draw_help.py http://127.0.0.1:8188    (run_workflow.py says how to get playwright and a server)
+    ~/browser_venv/bin/python tests/browser/draw_help.py http://127.0.0.1:8188
 
-Writes web/docs/pictures/<NodeId>.jpg, and drawn.json with the names that the pictures show; to be run again when they change (tests/host/test_help.py
-compares them with the nodes).
+run_workflow.py says how to get playwright and a server. This writes web/docs/pictures/<NodeId>.jpg, and drawn.json with
+the names in the pictures. Run it again when a node changes; tests/host/test_help.py compares the names with the nodes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from run_workflow import ARGS, NO_BARS, SETTINGS, hide_bars, open_comfyui
 
 DOCS = Path(__file__).resolve().parents[2] / "web" / "docs"
 GIVES = {
-    "MODEL": "UNETLoader", "CONDITIONING": "CLIPTextEncode", "LATENT": "EmptySD3LatentImage", "VAE": "VAELoader", "CLIP": "CLIPLoader",
-    "GLANCE_SETTINGS": "CalibrateGlance", "with_pair": "LoadGlanceLoRA",
+    "MODEL": "UNETLoader", "CONDITIONING": "CLIPTextEncode", "LATENT": "EmptySD3LatentImage", "VAE": "VAELoader",
+    "CLIP": "CLIPLoader", "GLANCE_SETTINGS": "CalibrateGlance", "GLANCE_TRAINING_OPTIONS": "GlanceTrainingOptions",
+    "with_pair": "LoadGlanceLoRA",
 }  # fmt: skip
 TAKES = {
-    "MODEL": "PhaseSplitSampler", "LATENT": "VAEDecode", "SIGMAS": "SamplerCustom", "SAMPLER": "SamplerCustom", "IMAGE": "PreviewImage",
-    "STRING": "PreviewAny", "CONDITIONING": "PhaseSplitSampler", "GLANCE_SETTINGS": "PhaseSplitSampler", "VAE": "VAEDecode",
+    "MODEL": "PhaseSplitSampler", "LATENT": "VAEDecode", "SIGMAS": "SamplerCustom", "SAMPLER": "SamplerCustom",
+    "IMAGE": "PreviewImage", "STRING": "PreviewAny", "CONDITIONING": "PhaseSplitSampler",
+    "GLANCE_SETTINGS": "PhaseSplitSampler", "GLANCE_TRAINING_OPTIONS": "TrainGlanceAdapter", "VAE": "VAEDecode",
 }  # fmt: skip
-# Neighbours stand folded up in a column on either side, one for each socket; the box of all of it is returned.
+# Puts a collapsed neighbour at each socket, in a column on either side. Returns the size of it all, and the names.
 DRAW = """([type, gives, takes, first]) => {
     app.graph.clear()
     app.graph.state.lastNodeId = first  // widgets keep their values by a node's number, also after clear()
@@ -49,7 +51,8 @@ DRAW = """([type, gives, takes, first]) => {
         if (!to || to === type) return
         const target = add(to, 330 + node.size[0] + 110, 50 + 46 * row)
         target.flags.collapsed = true
-        const slot = target.inputs.findIndex(input => !input.widget && (input.type === output.type || input.type === '*'))
+        const fits = input => !input.widget && [output.type, '*'].includes(input.type)
+        const slot = target.inputs.findIndex(fits)
         node.connect(row, target, slot)
     })
     const names = slots => slots.map(slot => slot.name)
@@ -73,13 +76,16 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1300, "height": 1500}, device_scale_factor=2)
         open_comfyui(page, options.server, SETTINGS | NO_BARS | {"Comfy.VueNodes.Enabled": False})
         hide_bars(page)
-        drawn = {page_file.stem: draw(page, page_file.stem, 100 * at) for at, page_file in enumerate(sorted(DOCS.glob("*.md")))}
+        drawn = {
+            page_file.stem: draw(page, page_file.stem, 100 * at)
+            for at, page_file in enumerate(sorted(DOCS.glob("*.md")))
+        }
         browser.close()
     (DOCS / "pictures" / "drawn.json").write_text(json.dumps(drawn, indent=1) + "\n", encoding="utf-8")
 
 
 def draw(page: Page, node: str, first: int) -> list[list[str]]:
-    """Names of the sockets, widgets and outputs that the picture shows."""
+    """Draw a node. Return the names of the sockets, widgets and outputs that the picture shows."""
     found = page.evaluate(DRAW, [node, GIVES, TAKES, first])
     width, height = found["size"]
     page.wait_for_timeout(1000)  # the canvas is drawn again
