@@ -1,7 +1,10 @@
-"""Ask PyPI's vulnerability service about everything in constraints.txt. Ends with 0 only if every package was answered for and none is known bad.
+"""Ask PyPI's vulnerability service about every package in constraints.txt.
 
-pip-audit ends with 0 also where it could look nothing up; that is no clean bill, and is 2 here. 1: something is known. It asks for the page of
-each version; some mirrors of PyPI have the page of each package alone, which says what is known of the newest version, and is asked then.
+Exit codes: 0, the service answered for every package and knows no vulnerability; 1, it knows one; 2, it did not
+answer for every package. (pip-audit alone exits with 0 if it could look nothing up.)
+
+pip-audit asks for the page of each version. Some mirrors of PyPI only have one page per package, which covers the
+newest version. This script asks for that page if pip-audit skipped a package.
 """
 
 from __future__ import annotations
@@ -20,33 +23,30 @@ CONSTRAINTS = Path(__file__).resolve().parent / "constraints.txt"
 
 def main() -> int:
     command = [
-        sys.executable,
-        "-m",
-        "pip_audit",
-        "-r",
-        str(CONSTRAINTS),
-        "--no-deps",
-        "--disable-pip",
-        "--progress-spinner",
-        "off",
-        "-f",
-        "json",
+        *(sys.executable, "-m", "pip_audit", "-r", str(CONSTRAINTS)),
+        *("--no-deps", "--disable-pip", "--progress-spinner", "off", "-f", "json"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         report = json.loads(done.stdout)
     except ValueError:
-        print(f"error: pip-audit could not ask: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}", file=sys.stderr)
+        print(
+            f"error: pip-audit failed: {(done.stderr.strip().splitlines() or ['it printed nothing'])[-1]}",
+            file=sys.stderr,
+        )
         return 2
     versions = {each.name: str(each.specifier).removeprefix("==") for each in pinned(CONSTRAINTS)}
-    answered = [each if "vulns" in each else of_newest(each, versions[each["name"]], page(each["name"])) for each in report["dependencies"]]
-    code, told = verdict(answered)
-    print(told, file=sys.stderr if code else sys.stdout)
+    answers = [
+        each if "vulns" in each else of_newest(each, versions[each["name"]], page(each["name"]))
+        for each in report["dependencies"]
+    ]
+    code, message = summarize(answers)
+    print(message, file=sys.stderr if code else sys.stdout)
     return code
 
 
 def page(name: str) -> dict[str, Any]:
-    """PyPI's page of a package (https://docs.pypi.org/api/json); an empty one where it cannot be had."""
+    """Return PyPI's page of a package (https://docs.pypi.org/api/json), or {} if it cannot be read."""
     try:
         with urllib.request.urlopen(f"https://pypi.org/pypi/{name}/json", timeout=30) as answer:
             return dict(json.load(answer))
@@ -54,26 +54,32 @@ def page(name: str) -> dict[str, Any]:
         return {}
 
 
-def of_newest(package: dict[str, Any], version: str, told: dict[str, Any]) -> dict[str, Any]:
-    """What pip-audit would have said of a package that it skipped, from PyPI's page, if ours is the newest version; else the package as it is."""
-    if "vulnerabilities" not in told or told["info"]["version"] != version:
+def of_newest(package: dict[str, Any], version: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Return pip-audit's entry for a package that it skipped, made from PyPI's page of the newest version.
+
+    If our version is not the newest, return the package unchanged.
+    """
+    if "vulnerabilities" not in found or found["info"]["version"] != version:
         return package
-    known = [each for each in told["vulnerabilities"] if not each.get("withdrawn")]
+    known = [each for each in found["vulnerabilities"] if not each.get("withdrawn")]
     return {"name": package["name"], "version": version, "vulns": known}
 
 
-def verdict(packages: list[dict[str, Any]]) -> tuple[int, str]:
-    """The exit code, and what is said, of the packages of a report of pip-audit's."""
+def summarize(packages: list[dict[str, Any]]) -> tuple[int, str]:
+    """Return the exit code and the message for the packages of a pip-audit report."""
     bad = [
-        f"{each['name']} {each['version']}: {', '.join(found['id'] for found in each['vulns'])}" for each in packages if each.get("vulns")
+        f"{each['name']} {each['version']}: {', '.join(found['id'] for found in each['vulns'])}"
+        for each in packages
+        if each.get("vulns")
     ]
     unknown = [each["name"] for each in packages if "skip_reason" in each]
     if bad:
         return 1, "\n".join(["error: known vulnerabilities:", *bad])
     if unknown or not packages:
         return 2, (
-            f"error: the vulnerability service answered for {len(packages) - len(unknown)} of {len(packages)} packages, so nothing is known of the rest "
-            f"({', '.join(unknown[:8])}{', ..' if len(unknown) > 8 else ''}); run it where pypi.org can be reached"
+            f"error: the vulnerability service answered for {len(packages) - len(unknown)} of {len(packages)} "
+            f"packages. It did not answer for {', '.join(unknown[:8])}{', ..' if len(unknown) > 8 else ''}. Run this "
+            "on a machine that can reach pypi.org."
         )
     return 0, f"no known vulnerability in {len(packages)} packages"
 

@@ -1,8 +1,8 @@
-"""What the pinned lists bring along, read from what is installed: exact versions for constraints.txt, licences for docs/DEPENDENCIES.md.
+"""Write constraints.txt (exact versions) and docs/DEPENDENCIES.md (licences) from the installed packages.
 
-    .venv/bin/python tests/env/dependencies.py      writes both (after `make tools-env`)
+    .venv/bin/python tests/env/dependencies.py      run it after `make tools-env`
 
-What only ComfyUI needs is ComfyUI's, and is not listed.
+They list every package that the pinned lists install. Packages that only ComfyUI needs are not listed.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ from packaging.utils import canonicalize_name
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "DEPENDENCIES.md"
 CONSTRAINTS = HERE / "constraints.txt"
-LISTS = {"demo, training": HERE / "demo.txt", "tests": HERE / "requirements.txt", "audit, coverage, mutants": HERE / "tools.txt"}
+LISTS = {
+    "demo, training": HERE / "demo.txt",
+    "tests": HERE / "requirements.txt",
+    "audit, coverage, mutants": HERE / "tools.txt",
+}
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-NOT_OURS = re.compile(r"pip$|nvidia-|cuda-|triton")  # the installer, and what a CUDA build of torch brings along
+NOT_OURS = re.compile(r"pip$|nvidia-|cuda-|triton")  # the installer, and what a CUDA build of torch installs
 SPELLED = {
-    "Apache": "Apache-2.0", "Apache 2.0": "Apache-2.0", "Apache License": "Apache-2.0", "Apache 2.0 License": "Apache-2.0",
-    "Apache Software License": "Apache-2.0", "MIT License": "MIT", "BSD License": "BSD", "ISC License (ISCL)": "ISC", "PSFL": "PSF-2.0",
+    "Apache": "Apache-2.0", "Apache 2.0": "Apache-2.0", "Apache License": "Apache-2.0",
+    "Apache 2.0 License": "Apache-2.0", "Apache Software License": "Apache-2.0", "MIT License": "MIT",
+    "BSD License": "BSD", "BSD 2-Clause License": "BSD-2-Clause", "ISC License (ISCL)": "ISC", "PSFL": "PSF-2.0",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0", "Python Software Foundation License": "PSF-2.0",
 }  # fmt: skip
-# Free to use in an Apache-2.0 project's development; MPL binds changes to its own files alone.
+# An Apache-2.0 project may use these in development. MPL covers only changes to its own files.
 ALLOWED = {
-    "0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "ISC", "LLVM-exception", "MIT", "MIT-CMU",
-    "MPL-2.0", "PSF-2.0", "Zlib",
+    "0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "ISC",
+    "LLVM-exception", "MIT", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Zlib",
 }  # fmt: skip
 
 
@@ -39,7 +44,7 @@ def pinned(file: Path) -> list[Requirement]:
 
 
 def used_by() -> dict[str, list[str]]:
-    """Canonical name of every installed package that the lists bring, directly or not: which of them do."""
+    """Map each installed package that a list needs, directly or not, to the purposes of those lists."""
     found: dict[str, list[str]] = {}
     for purpose, file in LISTS.items():
         for name in _closure(pinned(file)):
@@ -75,11 +80,16 @@ def _requires(package: Distribution, extras: set[str]) -> Iterator[Requirement]:
 
 
 def licence(name: str) -> str:
-    """As the package's own metadata say: its SPDX expression, else its classifiers, else its field, else the title of its licence's text."""
-    told = distribution(name).metadata
-    classifiers = [line.split(" :: ")[-1] for line in told.get_all("Classifier", []) if line.startswith("License :: ")]
-    stated = told.get("License-Expression") or " AND ".join(SPELLED.get(each, each) for each in classifiers)
-    first = (told.get("License") or _titled(distribution(name)) or "none stated").strip().splitlines()[0]
+    """Return the licence that the package's metadata states.
+
+    It takes the first of: SPDX expression, classifiers, License field, title of the licence text.
+    """
+    metadata = distribution(name).metadata
+    classifiers = [
+        line.split(" :: ")[-1] for line in metadata.get_all("Classifier", []) if line.startswith("License :: ")
+    ]
+    stated = metadata.get("License-Expression") or " AND ".join(SPELLED.get(each, each) for each in classifiers)
+    first = (metadata.get("License") or _titled(distribution(name)) or "none stated").strip().splitlines()[0]
     return stated or SPELLED.get(first, first)
 
 
@@ -89,18 +99,21 @@ def _titled(package: Distribution) -> str | None:
 
 
 def words(expression: str) -> set[str]:
-    """The licences of an SPDX expression."""
+    """Split an SPDX expression into its licences."""
     return set(re.split(r"\s+(?:AND|OR|WITH)\s+", expression.replace("(", " ").replace(")", " ").strip()))
 
 
 def page(packages: dict[str, list[str]]) -> str:
     lines = [
         "# Dependencies", "",
-        "To sample, the pack needs what ComfyUI brings and nothing else; to train, peft. What is listed here is installed into `.venv` by `make demo`, `make test` and",
-        "the three checks of the supply chain, in the versions of `tests/env/constraints.txt`. Nothing of it is copied into the repository. What only ComfyUI needs is not listed, nor are",
-        "NVIDIA's libraries (proprietary), which torch's CUDA builds bring along.", "",
-        "Licences are as each package's own metadata state them. Written by `.venv/bin/python tests/env/dependencies.py`; `tests/core/test_supply.py` fails where this page and",
-        "what is installed differ, and where a licence is not one of: " + ", ".join(sorted(ALLOWED)) + ".", "",
+        "Sampling needs only what ComfyUI installs. Training also needs peft.", "",
+        "The packages below are for development. `make demo`, `make test`, `make audit`, `make coverage` and",
+        "`make mutants` install them into `.venv`, in the versions of `tests/env/constraints.txt`. The repository",
+        "contains no copy of them. Two groups are not listed: packages that only ComfyUI needs, and NVIDIA's",
+        "(proprietary) libraries, which torch's CUDA builds install.", "",
+        "`.venv/bin/python tests/env/dependencies.py` writes this page from each package's own metadata.",
+        "`tests/core/test_supply_chain.py` fails if this page differs from what is installed.",
+        "It also fails if a licence is not one of: " + ", ".join(sorted(ALLOWED)) + ".", "",
         "| package | licence | for |", "|---|---|---|",
         *(f"| {name} | {licence(name)} | {'; '.join(purposes)} |" for name, purposes in packages.items()),
     ]  # fmt: skip
@@ -110,7 +123,7 @@ def page(packages: dict[str, list[str]]) -> str:
 def main() -> None:
     packages = used_by()
     versions = (f"{name}=={distribution(name).version.split('+')[0]}" for name in packages)
-    said = "# Written by dependencies.py: the exact version of everything that the lists beside it bring along.\n"
+    said = "# Written by dependencies.py: the exact version of every package that the lists beside it install.\n"
     CONSTRAINTS.write_text(said + "\n".join(versions) + "\n", encoding="utf-8")
     PAGE.write_text(page(packages), encoding="utf-8")
 

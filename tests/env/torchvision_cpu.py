@@ -1,7 +1,7 @@
-"""Let a torchvision that was built for CUDA be imported beside a CPU torch.
+"""Make a CUDA build of torchvision importable beside a CPU build of torch.
 
-Its compiled operators cannot load there, which torchvision survives, but it then registers shape functions for two operators that do not
-exist. Declaring their schemas first is enough; nothing here ever calls them. Costs nothing where torchvision is never imported.
+Its compiled operators cannot load there. torchvision survives that, but then registers shape functions for two
+operators that do not exist. This module declares their schemas first; nothing ever calls them.
 """
 
 import sys
