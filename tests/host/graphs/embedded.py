@@ -117,7 +117,8 @@ def train(graph: Graph) -> None:
     middle.node("PreviewImage", 330, title="Plans that were tried", images=found["plot"])
     middle.group("3. Calibrate")
     right = Column(graph, 1410, 440)
-    options = right.node("GlanceTrainingOptions", colour=BLUE, learning_rate=0.003, alpha=16, batch_size=8, checks=32)
+    more = {"learning_rate": 0.003, "alpha": 16, "batch_size": 8, "checks": 32}
+    options = right.node("GlanceTrainingOptions", 690, colour=BLUE, **more)  # Nodes 2.0 draws taller widgets
     trained = right.node(
         "TrainGlanceAdapter",
         **inputs,
