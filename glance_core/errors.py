@@ -39,4 +39,4 @@ class TrainingError(GlanceError):
 
 
 class PromptError(GlanceError):
-    """A prompt that the embedded model's language cannot express."""
+    """A prompt outside of the vocabulary of the model's text encoder."""

@@ -50,7 +50,7 @@ def trimmed(column: Tensor) -> Measure:
     """Average a column (n,) without its lowest and highest fifth.
 
     A few pictures that turn out as another scene move a plain mean of decibels as much as all others together.
-    Differences of two methods had a kurtosis of 10 on the embedded model. Below 5 values nothing is cut.
+    Differences of two methods had a kurtosis of 10 (docs/RESEARCH.md). Below 5 values nothing is cut.
 
     Source: Tukey and McLaughlin 1963.
     """

@@ -1,6 +1,6 @@
 """The pipeline: teacher runs -> training data -> trainer -> ablation -> the two files of a pair.
 
-A host and the embedded model both call it. They give a model that is loaded and ready, and storage.
+The nodes and the command both call it. They give a model that is loaded and ready, and storage.
 """
 
 from __future__ import annotations

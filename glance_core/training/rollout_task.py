@@ -73,7 +73,7 @@ class RolloutData:
     def with_fitted_solver(self, velocity: RowVelocity, batch: int, tick: Tick | None = None) -> RolloutData:
         """Return the same with a solver fitted by least squares on some rows, if the solver is learned.
 
-        On the embedded model this start is worth some fifty steps of training (docs/RESEARCH.md).
+        This start was worth some fifty steps of training (docs/RESEARCH.md).
 
         Args:
             velocity: the base's, without guidance.
