@@ -41,7 +41,7 @@ def _sample(
     if teacher.rule not in DYNAMIC_SHIFTS:
         raise ScheduleError(
             f"the reference sampler exists for {' and '.join(DYNAMIC_SHIFTS)} sigmas, not for {teacher.rule}; use "
-            f"PhaseSplitSampler"
+            "Phase Split Sampler"
         )
     if any(min(abs(sigma - step) for step in teacher.values) > _SAME_SIGMA for sigma in shown):
         raise ScheduleError(f"the reference sampler needs {teacher.rule} sigmas of this size; wire Glance Scheduler's")

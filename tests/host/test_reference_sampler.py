@@ -61,7 +61,7 @@ def test_models_and_sigmas_that_it_is_not_for_are_rejected():
     sampler = reference_sampler()
     for name in ("sd1", "wan"):
         model = tiny_models.build(name)
-        with pytest.raises(ValueError, match="sigmas, not for model; use PhaseSplitSampler"):
+        with pytest.raises(ValueError, match="sigmas, not for model; use Phase Split Sampler"):
             pack.host_sample(model, name, pack.scheduler(model, name), sampler=sampler)
     flux = tiny_models.build("flux")
     with pytest.raises(ValueError, match="needs flux sigmas of this size"):
