@@ -20,7 +20,7 @@ from glance_core.allocator import keep_freed_memory
 from glance_core.errors import GlanceError
 from glance_core.progress import Progress
 from glance_core.tiny import load_evaluator
-from glance_core.tiny.distillation import PairSettings, pair_method, train
+from glance_core.tiny.distillation import PairSettings, distill_pair, pair_method
 from glance_core.tiny.examples import Examples, drawn, own_picture, with_noise
 from glance_core.tiny.judging import Judge, Row, as_json, table
 from glance_core.tiny.methods import SPLITS, Method, searched_control
@@ -41,7 +41,7 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[Row, float | None]]:
         control: Tensor | None = None
         for method, own in methods(objective, options):
             began = time.monotonic()
-            outcome = train(painter, own, examples(own, options.prompts, options.runs)) if own else None
+            outcome = distill_pair(painter, own, examples(own, options.prompts, options.runs)).outcome if own else None
             trained = time.monotonic() - began if own else None
             if own and outcome:
                 method = pair_method(own, outcome, method.name)
@@ -65,7 +65,7 @@ def methods(objective: Objective, options: argparse.Namespace) -> list[tuple[Met
     """Return what to compare, and how each pair is trained. Gain is paired to the first."""
     steps = FLOW_STEPS if objective is Objective.FLOW_MATCHING else options.steps
     settings = [
-        PairSettings(objective, fold_guidance=options.fold_guidance, steps=steps, seed=seed)
+        PairSettings(objective, fold_guidance=options.fold_guidance, steps=steps, seed=seed, checks=0)
         for seed in range(options.seeds)
     ]
     own = settings[0].student_steps

@@ -37,7 +37,7 @@ from glance_core.lora.reader import Factor
 from glance_core.progress import Progress
 from glance_core.schedule.sigmas import TEACHER_STEPS
 from glance_core.tiny import GUIDANCE, load_evaluator, tiny_sigmas
-from glance_core.tiny.distillation import keep, pair_method, train
+from glance_core.tiny.distillation import distill_pair, pair_method
 from glance_core.tiny.examples import drawn, with_noise
 from glance_core.tiny.judging import Judge
 from glance_core.tiny.methods import Method, calibrated, model_hash
@@ -50,7 +50,6 @@ from glance_core.tiny.painting import (
     draw_prompts,
     load_references,
 )
-from glance_core.training.ablation import component_text
 
 CALIBRATION_SECONDS = 60.0
 Place = tuple[Any, ...]  # which row of the table
@@ -222,11 +221,9 @@ class Bench:
             budget = Budget(CALIBRATION_NFE, GUIDANCE, CALIBRATION_SECONDS)
             return calibrated(self.painter, learnt.slots, learnt.latents, budget)[0], None, None
         learnt = examples(entry.settings, entry.prompts, entry.runs)
-        outcome, kept = train(self.painter, entry.settings, learnt), None
-        if entry.is_ablated:
-            ablation = keep(self.painter, entry.settings, outcome, learnt)
-            outcome, kept = ablation.outcome, component_text(ablation.kept)
-        return pair_method(entry.settings, outcome), outcome.factors, kept
+        found = distill_pair(self.painter, entry.settings, learnt)
+        kept = found.ablation.kept_text if found.ablation else None
+        return pair_method(entry.settings, found.kept), found.kept.factors, kept
 
 
 if __name__ == "__main__":

@@ -53,11 +53,6 @@ class Entry:
     settings: PairSettings | None = None
 
     @property
-    def is_ablated(self) -> bool:
-        """Whether what does not help is dropped. The paper's loss is shown as it is."""
-        return self.settings is not None and self.settings.checks > 0
-
-    @property
     def is_control(self) -> bool:
         """Whether other rows are compared to it."""
         return self.name.startswith(CONTROL)

@@ -16,13 +16,11 @@ from ..lora.pair_writer import make_folder
 from ..lora.reader import Factor, read_adapter
 from ..plots.image_grid import comparison_sheet
 from ..progress import Progress
-from ..sampling.cheap_teacher import CheapTeacher
 from ..sampling.solver import Solver
 from ..schedule.split import FAST, SLOW
-from ..training.distill import Distilled
 from ..training.objectives import Objective
 from . import load_evaluator
-from .distillation import Destination, PairSettings, pair_method, train, write_pair
+from .distillation import Destination, PairSettings, distill_pair, pair_method, write_pair
 from .examples import drawn, with_noise
 from .judging import Judge, Row, as_json, table
 from .methods import SPLITS, Method, searched_control
@@ -61,10 +59,10 @@ def demo(options: DemoOptions) -> str:
     painter, seed = Painter(), options.seed
     prompt_count, noises = min(PROMPTS, round(2 * options.seconds)), min(12, max(1, round(options.seconds / 30)))
     left = options.seconds - prompt_count * noises / RUNS_PER_SECOND
-    settings = PairSettings(Objective.END_TO_END, steps=max(1, round(left * STEPS_PER_SECOND)), seed=seed)
-    outcome = train(painter, settings, with_noise(drawn(prompt_count, seed), seed, noises))
+    settings = PairSettings(Objective.END_TO_END, steps=max(1, round(left * STEPS_PER_SECOND)), seed=seed, checks=0)
+    found = distill_pair(painter, settings, with_noise(drawn(prompt_count, seed), seed, noises))
     trained = time.monotonic() - started
-    files = write_pair(settings, Distilled(outcome, None, CheapTeacher()), Destination(options.out, "glance_demo"))
+    files = write_pair(settings, found, Destination(options.out, "glance_demo"))
     slow, fast = (read_adapter(path) for path in files)  # judge what was written
     check_pair(slow, fast)
 
@@ -73,7 +71,7 @@ def demo(options: DemoOptions) -> str:
         Method("base, uniform", SPLITS[5]["uniform"]),
         replace(searched_control(guided=True), name="searched, all guided"),
         searched_control(),
-        replace(pair_method(settings, outcome, "Glance"), solver=Solver.loads(slow.pair.solver or "")),
+        replace(pair_method(settings, found.outcome, "Glance"), solver=Solver.loads(slow.pair.solver or "")),
     )
     painted = paint_all(painter, methods, {SLOW: slow.factors, FAST: fast.factors}, prompts)
     rows = judge_all(methods, painted, prompts, teacher)

@@ -24,7 +24,6 @@ from ..schedule.phase_schedule import build_schedule
 from ..schedule.sigmas import TEACHER_STEPS
 from ..schedule.split import FAST, Split, split_steps
 from ..training import distill
-from ..training.ablation import AblationResult
 from ..training.distill_plan import DistillPlan
 from ..training.lora_layers import LoraSettings
 from ..training.objectives import Learn, Objective, check_objective
@@ -223,18 +222,19 @@ class TerminalProgress:
             self.bar = None
 
 
-def train(painter: Painter, settings: PairSettings, examples: Examples, run_dir: RunDir | None = None) -> Outcome:
-    """Run the teacher and train both adapters. Raises TrainingError."""
+def distill_pair(
+    painter: Painter, settings: PairSettings, examples: Examples, run_dir: RunDir | None = None
+) -> distill.Distilled:
+    """Run the teacher, train both adapters, and test what helps.
+
+    The test is on prompts of the training world that nothing was trained or is judged on.
+
+    Raises:
+        TrainingError: as `distill.train` does.
+    """
     model = EmbeddedModel(painter, settings, examples)
     with closing(TerminalProgress()) as progress:
-        return distill.train(settings.plan(len(examples)), model, progress, run_dir)[0]
-
-
-def keep(painter: Painter, settings: PairSettings, outcome: Outcome, examples: Examples) -> AblationResult:
-    """Test which components help, on prompts of the training world that nothing was trained or is judged on."""
-    model = EmbeddedModel(painter, settings, examples)
-    with closing(TerminalProgress()) as progress:
-        return distill.ablate(settings.plan(len(examples)), model, outcome, progress)
+        return distill.distill(settings.plan(len(examples)), model, progress, run_dir)
 
 
 def pair_method(settings: PairSettings, outcome: Outcome, name: str = "pair") -> Method:

@@ -17,7 +17,6 @@ from ..allocator import keep_freed_memory
 from ..errors import GlanceError
 from ..evaluation.comparison import PairedComparison
 from ..lora.pair_writer import check_name, make_folder
-from ..sampling.cheap_teacher import CheapTeacher
 from ..schedule.split import FAST, SLOW
 from ..training.distill import Distilled
 from ..training.history import History
@@ -27,8 +26,7 @@ from .distillation import (
     Destination,
     PairSettings,
     compare_to_base,
-    keep,
-    train,
+    distill_pair,
     write_everything,
     write_pair,
 )
@@ -140,9 +138,7 @@ def run(options: argparse.Namespace) -> None:
     painter = Painter()
     with run_dir.alone():
         try:
-            outcome = train(painter, settings, examples, run_dir)
-            ablation = keep(painter, settings, outcome, examples) if options.held_out else None
-            found = Distilled(outcome, ablation, CheapTeacher())
+            found = distill_pair(painter, settings, examples, run_dir)
             comparison = compare_to_base(painter, settings, found.kept, options.judged)
             destination = Destination(run_dir.folder, run_dir.name, examples)
             everything = write_everything(settings, found, destination)
