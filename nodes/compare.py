@@ -25,7 +25,7 @@ from .host.node_progress import as_image
 from .host.patcher import metadata_of, pair_of
 from .host.phase_run import StepChoice, phase_run
 from .host.sampling_run import Scene, sample, tagged_sigmas
-from .inputs import CATEGORY, seed_input, settings_input
+from .inputs import CATEGORY, cfg_input, seed_input, settings_input
 
 TILE = 384  # pixels, the longest side of a picture in the grid
 _SHOWN = 4  # pictures of each method
@@ -87,15 +87,7 @@ class GlanceCompare(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", tooltip="Pictures are compared after decoding."),
                 seed_input("Random seed for the noise, the same for all."),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip=f"For the full run and the base: {cfg_hint()}. The pair uses what it was trained for.",
-                ),
+                cfg_input(f"For the full run and the base: {cfg_hint()}. The pair uses what it was trained for."),
                 io.Combo.Input(
                     "second_order",
                     options=comfy.samplers.SAMPLER_NAMES,

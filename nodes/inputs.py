@@ -88,17 +88,14 @@ def seed_input(tooltip: str = "Random seed for the noise.") -> Any:
     return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
 
 
+def cfg_input(tooltip: str) -> Any:
+    """Return the choice of guidance."""
+    return io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+
+
 def teacher_cfg_input() -> Any:
     """Return the guidance of the full-step model."""
-    return io.Float.Input(
-        "cfg",
-        default=1.0,
-        min=0.0,
-        max=100.0,
-        step=0.1,
-        round=0.01,
-        tooltip=f"The cfg that you use with all steps: {cfg_hint()}.",
-    )
+    return cfg_input(f"The cfg that you use with all steps: {cfg_hint()}.")
 
 
 def negative_input() -> Any:

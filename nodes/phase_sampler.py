@@ -16,6 +16,7 @@ from .host.reference_sampler import reference_sampler
 from .host.sampling_run import Scene, sample, tagged_sigmas
 from .inputs import (
     CATEGORY,
+    cfg_input,
     check_teacher_steps,
     denoise_input,
     schedule_input,
@@ -42,15 +43,9 @@ class PhaseSplitSampler(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What it should not show. Used unless cfg is 1."),
                 io.Latent.Input("latent_image", tooltip="Size and batch of the picture, or the picture to start from."),
                 seed_input(),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip=f"Load Glance LoRA's report says what the pair was trained for. Base models: {cfg_hint()}. "
-                    "Above 1 each step takes two model calls. A pair with its own solver ignores it.",
+                cfg_input(
+                    f"Load Glance LoRA's report says what the pair was trained for. Base models: {cfg_hint()}. "
+                    "Above 1 each step takes two model calls. A pair with its own solver ignores it."
                 ),
                 io.Combo.Input(
                     "sampler_name",
