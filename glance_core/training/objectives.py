@@ -62,8 +62,7 @@ def check_objective(objective: str, learn: str = Learn.BOTH, fold_guidance: bool
     """Return the objective of this name. Raises TrainingError for an unknown name, or choices that do not combine."""
     if objective not in OBJECTIVES:
         raise TrainingError(f"objective is {str(objective)!r}; choose one of {', '.join(OBJECTIVES)}")
-    if learn not in LEARN:
-        raise TrainingError(f"learn is {str(learn)!r}; choose one of {', '.join(LEARN)}")
+    check_learn(learn)
     found = Objective(objective)
     if learn != Learn.BOTH and not found.is_rollout:
         rollouts = " or ".join(str(each) for each in Objective if each.is_rollout)
@@ -71,6 +70,20 @@ def check_objective(objective: str, learn: str = Learn.BOTH, fold_guidance: bool
     if fold_guidance and found is Objective.FLOW_MATCHING:
         raise TrainingError("fold_guidance needs a teacher, and flow_matching has none; switch it off")
     return found
+
+
+def check_learn(learn: str) -> None:
+    """Raise TrainingError for an unknown name."""
+    if learn not in LEARN:
+        raise TrainingError(f"learn is {str(learn)!r}; choose one of {', '.join(LEARN)}")
+
+
+def check_activations(end_to_end: bool, gradient_checkpointing: bool) -> None:
+    """Raise TrainingError if activations are needed that gradient checkpointing does not keep."""
+    if end_to_end and gradient_checkpointing:
+        raise TrainingError(
+            "end_to_end keeps the activations of all steps; switch gradient_checkpointing off, or choose on_policy"
+        )
 
 
 @dataclass(frozen=True)

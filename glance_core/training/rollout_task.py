@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import TrainingError
 from ..lora.reader import Factor
 from ..sampling.rollout import TeacherTrajectory
 from ..sampling.solver import Solver
@@ -23,7 +22,7 @@ from .autograd.inplace import InplaceTracker
 from .batches import Batch
 from .learnable_solver import LearnableSolver
 from .lora_layers import LoraLayers, LoraSettings
-from .objectives import Learn
+from .objectives import Learn, check_activations, check_learn
 from .student import Scaled, Student, training_forwards
 from .tasks import BatchLosses
 
@@ -50,8 +49,7 @@ class RolloutData:
     unfitted: Solver | None = None
 
     def __post_init__(self) -> None:
-        if self.learn not in [str(each) for each in Learn]:
-            raise TrainingError(f"learn is {str(self.learn)!r}; choose one of {', '.join(Learn)}")
+        check_learn(self.learn)
 
     @classmethod
     def of(
@@ -104,10 +102,7 @@ class RolloutTask:
         seeds: Sequence[int],
         tracker: InplaceTracker,
     ):
-        if data.end_to_end and student.blocks is not None:
-            raise TrainingError(
-                "end_to_end keeps the activations of all steps; switch gradient_checkpointing off, or choose on_policy"
-            )
+        check_activations(data.end_to_end, student.blocks is not None)
         self.student, self.data, self.slow_steps, self.tracker = student, data, slow_steps, tracker
         self.steps = range(len(data.sigmas) - 1)
         self.losses_per_example = len(self.steps)

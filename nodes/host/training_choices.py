@@ -18,7 +18,7 @@ from ...glance_core.sampling.solver import Solver, guided_solver
 from ...glance_core.schedule.phase_schedule import build_schedule
 from ...glance_core.training.distill_plan import DistillPlan
 from ...glance_core.training.lora_layers import LoraSettings
-from ...glance_core.training.objectives import Learn, Objective, check_objective
+from ...glance_core.training.objectives import Learn, Objective, check_activations, check_objective
 from ...glance_core.training.optimizers import has_bitsandbytes
 from ...glance_core.training.run.run_dir import RunDir, find_run_dir
 from ...glance_core.training.settings import TrainingSettings
@@ -158,10 +158,7 @@ def _start(found: Settings | None, sigmas: tuple[float, ...], student_cfg: float
 def _check(choices: TrainingChoices, objective: Objective, has_negative: bool) -> None:
     if choices.cfg != 1 and not has_negative:
         raise TrainingError(f"cfg is {choices.cfg:g}, which needs a negative prompt; wire negative, or set cfg to 1")
-    if objective is Objective.END_TO_END and choices.gradient_checkpointing:
-        raise TrainingError(
-            "end_to_end keeps the activations of all steps; switch gradient_checkpointing off, or choose on_policy"
-        )
+    check_activations(objective is Objective.END_TO_END, choices.gradient_checkpointing)
     found = choices.settings
     if found is not None and found.guidance != choices.cfg:
         raise TrainingError(

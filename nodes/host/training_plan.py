@@ -69,7 +69,7 @@ class TrainingPlan:
         pictures = self.plan.objective is Objective.FLOW_MATCHING
         about = PairMetadata(
             base=base_of(self.model).name,
-            fingerprint=fingerprint(self.model),
+            fingerprint=self.identity["model"],
             image_sha256=hash_of([self.latents]) if pictures else None,
             resolution=picture_size(self.model, tuple(self.latents.shape)),
         )
