@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("playwright")
 import run_workflow as ui
 
-SECONDS = 180
+SECONDS = 600  # a limit for a busy machine; a free one needs a fraction
 SELECT = """type => {
     const node = app.graph.nodes.find(node => node.type === type)
     app.canvas.selectNode(node)
