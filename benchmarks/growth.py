@@ -66,7 +66,8 @@ class GrowthBench:
 
     def switch(self, setting: Setting):
         """Return a PhaseSwitch with random factors."""
-        from glance_core.switch import LowRank, PhaseSwitch, PhaseWeights
+        from glance_core.low_rank import LowRank
+        from glance_core.switch import PhaseSwitch, PhaseWeights
 
         generator = self.torch.Generator().manual_seed(9)
 

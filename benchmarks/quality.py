@@ -33,7 +33,7 @@ from glance_core.allocator import keep_freed_memory
 from glance_core.calibration.calibrate import Budget
 from glance_core.errors import GlanceError
 from glance_core.evaluation.metrics import psnr
-from glance_core.lora.reader import Factor
+from glance_core.lora.factors import Factor
 from glance_core.progress import Progress
 from glance_core.schedule.sigmas import TEACHER_STEPS
 from glance_core.tiny import GUIDANCE, load_evaluator, tiny_sigmas

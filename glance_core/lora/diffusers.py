@@ -15,8 +15,8 @@ import torch
 
 from ..errors import AdapterError
 from ..models import MODELS, FusedLayout, base_model, titles
+from .factors import Factor
 from .keys import has_diffusers_names
-from .reader import Factor
 
 PREFIX = "transformer."
 

@@ -164,7 +164,7 @@ def check_has_lora(name: str, keys: Collection[str]) -> None:
                     f"{name}: {key} belongs to {what}; put it into {folder}, load it with a node for that, and choose "
                     "a LoRA here"
                 )
-    parsed = [key for key in keys if _is_factor(key) or names.other_method(key)]
+    parsed = [key for key in keys if _is_factor(key) or (names.other_method(key) and not names.is_full_change(key))]
     if any(not names.is_text_encoder(key) for key in parsed):
         return
     first = f" (the first is {next(iter(keys))})" if keys else ""
@@ -178,16 +178,16 @@ def check_has_lora(name: str, keys: Collection[str]) -> None:
 
 
 def _is_factor(key: str) -> bool:
-    """Return whether the key names a factor. An alpha alone tells nothing, since other layers have one too."""
+    """Return whether the key names a factor. An alpha or a bias alone tells nothing: other files have them too."""
     parsed = names.parse_key(key)
-    return parsed is not None and parsed.role != names.ALPHA
+    return parsed is not None and parsed.role in (names.DOWN, names.UP)
 
 
 def of_tensors(keys: Collection[str], name: str) -> str | None:
     """Return what a file with these tensors, and no low-rank factors, is; None if they tell nothing."""
     if keys and all(_EMBEDDING.match(key) for key in keys):
         return "an embedding (textual inversion); put it into models/embeddings and name it in the prompt"
-    if keys and all(key.endswith((".diff", ".diff_b", ".set_weight")) for key in keys):
+    if keys and all(names.is_full_change(key) for key in keys):
         return "a file of full weight changes, not low-rank ones; load it with Load LoRA"
     what, folder = _whole_model(keys)
     if what is None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ..models import base_model
 
-DOWN, UP, ALPHA = "down", "up", "alpha"
+DOWN, UP, ALPHA, BIAS = "down", "up", "alpha", "bias"
+DIFFERENCE = "diff_b"  # the style of biases that no scale applies to
 
 # (suffix pattern, role, style). The part of the key before the suffix is the module. The first match wins.
 _SUFFIXES = [
@@ -31,6 +32,8 @@ _SUFFIXES = [
         (r"\.lora_linear_layer\.down\.weight", DOWN, "lora_linear_layer"),
         (r"\.lora_linear_layer\.up\.weight", UP, "lora_linear_layer"),
         (r"\.alpha", ALPHA, "alpha"),
+        (r"\.lora_B(\.[^.]+)?\.bias", BIAS, "lora_A/lora_B"),
+        (r"\.diff_b", BIAS, DIFFERENCE),
     )
 ]
 
@@ -43,15 +46,24 @@ _OTHER_METHODS = {
     ".oft_": "OFT",
     ".a1.weight": "GLoRA",
     ".lora_mid.weight": "LoCon with a middle (Tucker) factor",
-    ".lora_B.bias": "LoRA with a bias",
     ".lora_embedding_": "embedding LoRA",
     ".reshape_weight": "LoRA that resizes the base",
+    ".lora_E": "AdaLoRA",
+    ".set_weight": "full weights",
+    ".w_norm": "changes of normalisation layers",
+    ".b_norm": "changes of normalisation layers",
+    ".diff_m": "changes of modulation vectors",
+    ".diff": "full weight changes",
 }
+# Marks that are a whole ending, because longer names begin with them.
+_ENDINGS = (".diff",)
 
-_TEXT_ENCODER = ("lora_te", "text_encoder", "text_encoders.", "text_model.", "lycoris_te", "conditioner.")
+_TEXT_ENCODER = re.compile(r"^((lora|lycoris)_te\d?_|text_encoders?(_\d)?\.|text_model\.|conditioner\.)")
 
-_WRAPPERS = ("base_model.model.", "unet.base_model.model.")
-_PREFIXES = ("diffusion_model.", "model.diffusion_model.", "transformer.", "unet.")
+# What compilers, multi-GPU trainers and PEFT put around a model's names, anywhere and at the start.
+_COMPILED = "_orig_mod."
+_WRAPPERS = ("module.", "base_model.model.")
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "pipe.dit.", "model.")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 
 # Names that keep their underscores when a flattened kohya name is split (every other underscore was a dot).
@@ -95,23 +107,35 @@ def parse_key(key: str) -> Key | None:
 
 def other_method(key: str) -> str | None:
     """Return the adapter method that this key belongs to, if that is not plain LoRA."""
-    return next((method for mark, method in _OTHER_METHODS.items() if mark in key), None)
+    return next((method for mark, method in _OTHER_METHODS.items() if _is_marked(key, mark)), None)
+
+
+def _is_marked(key: str, mark: str) -> bool:
+    return key.endswith(mark) if mark in _ENDINGS else mark in key
+
+
+def is_full_change(key: str) -> bool:
+    """Return whether the key holds a whole changed weight or bias, or the difference to one."""
+    return key.endswith((".diff", ".diff_b", ".set_weight"))
 
 
 def is_text_encoder(key: str) -> bool:
     """Return whether the key belongs to a text encoder's adapter, which a Glance pair does not use."""
-    return key.startswith(_TEXT_ENCODER)
+    return bool(_TEXT_ENCODER.match(key))
 
 
 def module_name(source: str) -> str:
-    """Remove the prefix: `transformer.x.y` and `lora_unet_x_y` both become `x.y`."""
+    """Remove the prefix: `transformer.x.y`, `lora_unet_x_y` and `lora_unet_x.y` become `x.y`."""
+    source = source.replace(_COMPILED, "")
     for prefix in _FLAT_PREFIXES:
-        if source.startswith(prefix) and "." not in source:
-            return unflatten(source[len(prefix) :])
-    for prefixes in (_WRAPPERS, _PREFIXES):
-        found = next((prefix for prefix in prefixes if source.startswith(prefix) and len(source) > len(prefix)), "")
-        source = source[len(found) :]
-    return source
+        if source.startswith(prefix):
+            return ".".join(unflatten(part) for part in source[len(prefix) :].split("."))
+    return _without(_WRAPPERS, _without(_PREFIXES, _without(_WRAPPERS, source)))
+
+
+def _without(prefixes: Iterable[str], source: str) -> str:
+    found = next((prefix for prefix in prefixes if source.startswith(prefix) and len(source) > len(prefix)), "")
+    return source[len(found) :]
 
 
 def unflatten(name: str) -> str:
@@ -129,6 +153,7 @@ def spellings(source: str, module: str) -> list[str]:
     flat = flatten(module)
     names = [
         source,
+        f"diffusion_model.{source}",  # a model may have modules that are named like a prefix
         f"diffusion_model.{module}",
         f"transformer.{module}",
         module,

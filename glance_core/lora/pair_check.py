@@ -64,4 +64,10 @@ def _same_numbers(slow: Adapter, fast: Adapter) -> bool:
     if slow.factors.keys() != fast.factors.keys() or not any(f.up.any() for f in slow.factors.values()):
         return False
     pairs = ((slow.factors[module], fast.factors[module]) for module in slow.factors)
-    return all(x.scale == y.scale and torch.equal(x.up, y.up) and torch.equal(x.down, y.down) for x, y in pairs)
+    biases = slow.biases.keys() == fast.biases.keys() and all(
+        b.scale == fast.biases[module].scale and torch.equal(b.vector, fast.biases[module].vector)
+        for module, b in slow.biases.items()
+    )
+    return biases and all(
+        x.scale == y.scale and torch.equal(x.up, y.up) and torch.equal(x.down, y.down) for x, y in pairs
+    )

@@ -12,8 +12,9 @@ from pathlib import Path
 from ..errors import AdapterError, NameTaken
 from ..schedule.phase_schedule import PhaseSchedule
 from ..schedule.split import FAST, SLOW
+from .factors import Factor
 from .metadata import PairMetadata
-from .reader import Factor, read_adapter
+from .reader import read_adapter
 from .safetensors_io import write_new_bytes
 from .writer import write_adapter
 

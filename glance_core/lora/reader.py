@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,42 +19,19 @@ import torch
 from ..errors import AdapterError
 from ..models import possible_bases
 from . import file_type, keys
+from .factors import Bias, Factor, checked_bias, checked_factor
 from .metadata import PairMetadata, read_metadata
 from .safetensors_io import read_tensors
 from .scale import StatedScale
 
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)  # dtypes that an alpha may have too
-_AT_ONCE = 1 << 24  # numbers that are checked together
-_LARGEST = 1e30  # of an alpha; it is written as float32, which holds this and its inverse
 _NO_ALPHA = "no alpha"  # begins the assumptions about files without alpha tensors
-
-
-@dataclass(frozen=True)
-class Factor:
-    """One module's low-rank update: scale * up @ down, added to the base's output.
-
-    down: (r, in) or (r, in, *kernel). up: (out, r) or (out, r, 1, ...). alpha: None if the file has none.
-    source: the module's name as the file writes it.
-    """
-
-    down: torch.Tensor
-    up: torch.Tensor
-    alpha: float | None
-    scale: float
-    source: str
-
-    @property
-    def rank(self) -> int:
-        """The rank r."""
-        return self.down.shape[0]
 
 
 @dataclass(frozen=True)
 class Adapter:
     """A read file.
 
-    factors: by module name, without prefix. styles: how its tensors are named. pair: what it says about itself.
+    factors, biases: by module name, without prefix. styles: how its tensors are named. pair: what it says about itself.
     skipped: keys that are not part of a LoRA. assumed, remarks: sentences for the user.
     """
 
@@ -65,6 +43,7 @@ class Adapter:
     skipped: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    biases: Mapping[str, Bias] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -79,7 +58,8 @@ class Adapter:
     @property
     def parameters(self) -> int:
         """How many numbers its factors hold."""
-        return sum(f.down.numel() + f.up.numel() for f in self.factors.values())
+        biases = sum(bias.vector.numel() for bias in self.biases.values())
+        return biases + sum(f.down.numel() + f.up.numel() for f in self.factors.values())
 
     def describe(self) -> dict[str, Any]:
         """Return what the loader makes of the file, as plain values for a report or JSON."""
@@ -89,6 +69,7 @@ class Adapter:
             "phase": self.pair.phase,
             "base": sorted(self.bases),
             "modules": len(factors),
+            "biases": len(self.biases),
             "parameters": self.parameters,
             "rank": sorted({f.rank for f in factors}),
             "alpha": sorted({f.alpha for f in factors if f.alpha is not None}) or None,
@@ -106,24 +87,40 @@ class Adapter:
 
 @dataclass
 class _Sorted:
-    """A file's tensors by module and role, and the keys that are not part of a LoRA."""
+    """A file's tensors by module and role, and the keys that are not part of a LoRA.
+
+    biases: (style, tensor) by module.
+    """
 
     modules: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    biases: dict[str, tuple[str, torch.Tensor]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     styles: set[str] = field(default_factory=set)
     skipped: list[str] = field(default_factory=list)
     text_encoder: int = 0
 
 
-def read_adapter(path: str | os.PathLike[str]) -> Adapter:
-    """Read and check one LoRA file. Raises AdapterError for anything that cannot be applied whole."""
+def read_adapter(
+    path: str | os.PathLike[str], rename: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
+) -> Adapter:
+    """Read and check one LoRA file.
+
+    Args:
+        rename: gives the tensors of a few trainers the usual names, as a host's own loader does.
+
+    Raises:
+        AdapterError: for anything that cannot be applied whole.
+    """
     path = Path(path)
     tensors, metadata = read_tensors(path)
+    if rename is not None:
+        tensors = rename(tensors)
     file_type.check_has_lora(path.name, tensors)
     found = _sorted_by_module(path.name, tensors)
     scales = StatedScale(path, metadata)
     factors = {
-        module: _factor(path, module, found.sources[module], roles, scales) for module, roles in found.modules.items()
+        module: checked_factor(path, module, found.sources[module], roles, scales)
+        for module, roles in found.modules.items()
     }
     pair = read_metadata(path.name, metadata)
     return Adapter(
@@ -135,6 +132,10 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
         tuple(found.skipped),
         (*scales.assumed(), *_assumed(found, pair, factors)),
         file_type.remarks(path.name, metadata) if pair.phase is None else (),
+        {
+            module: checked_bias(path.name, module, found.sources[module], stated, factors.get(module))
+            for module, stated in found.biases.items()
+        },
     )
 
 
@@ -153,6 +154,10 @@ def _sorted_by_module(name: str, tensors: Mapping[str, torch.Tensor]) -> _Sorted
         if parsed is None:
             found.skipped.append(key)
             continue
+        if parsed.role == keys.BIAS:
+            found.biases[parsed.module] = (parsed.style, tensor)
+            found.sources[parsed.module] = parsed.source
+            continue
         roles = found.modules.setdefault(parsed.module, {})
         if parsed.role in roles:
             raise AdapterError(f"{name}: module {parsed.module} appears twice, the second time as {key}; keep one")
@@ -165,7 +170,20 @@ def _sorted_by_module(name: str, tensors: Mapping[str, torch.Tensor]) -> _Sorted
     ]:  # other layers have one too
         del found.modules[module]
         found.skipped.append(f"{found.sources[module]}.alpha")
+    _check_skipped(name, found)
     return found
+
+
+def _check_skipped(name: str, found: _Sorted) -> None:
+    """Raise AdapterError for a tensor that belongs to a module with factors, since it would change what they mean."""
+    sources = {found.sources[module] for module in found.modules}
+    for key in found.skipped:
+        ends = [dot.start() for dot in re.finditer(r"\.", key)]
+        if any(key[:end] in sources for end in ends):
+            raise AdapterError(
+                f"{name}: {key} changes a LoRA module in an unknown way, so the file cannot be applied whole; convert "
+                "it to plain LoRA first"
+            )
 
 
 def _assumed(found: _Sorted, pair: PairMetadata, factors: Mapping[str, Factor]) -> list[str]:
@@ -197,58 +215,10 @@ def with_alpha(adapter: Adapter, alpha: float) -> Adapter:
     if not (math.isfinite(alpha) and alpha > 0):
         raise AdapterError(f"alpha is {alpha}; it must be a positive number")
     factors = {m: replace(f, alpha=alpha, scale=alpha / f.rank) for m, f in adapter.factors.items()}
+    biases = {m: replace(b, scale=factors[m].scale) if b.scaled else b for m, b in adapter.biases.items()}
     return replace(
-        adapter, factors=factors, assumed=tuple(text for text in adapter.assumed if not text.startswith(_NO_ALPHA))
+        adapter,
+        factors=factors,
+        biases=biases,
+        assumed=tuple(text for text in adapter.assumed if not text.startswith(_NO_ALPHA)),
     )
-
-
-def _factor(path: Path, module: str, source: str, roles: Mapping[str, torch.Tensor], scales: StatedScale) -> Factor:
-    missing = [role for role in (keys.DOWN, keys.UP) if role not in roles]
-    if missing:
-        has = " and ".join(sorted(roles))
-        raise AdapterError(
-            f"{path.name}: module {module} has {has} but no {' and no '.join(missing)} factor; the file is incomplete, "
-            f"get it again"
-        )
-    for role, tensor in roles.items():
-        _check_numbers(path.name, module, role, tensor)
-    down, up = roles[keys.DOWN], roles[keys.UP]
-    if (
-        down.ndim < 2
-        or up.ndim < 2
-        or down.shape[0] != up.shape[1]
-        or 0 in down.shape
-        or 0 in up.shape
-        or math.prod(up.shape[2:]) != 1
-    ):
-        shapes = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
-        raise AdapterError(f"{path.name}: the factors of {module} do not fit together, {shapes}; get the file again")
-    stated = _alpha(path.name, module, roles[keys.ALPHA]) if keys.ALPHA in roles else None
-    alpha, scale = scales.of(module, down.shape[0], stated)
-    if not (abs(scale) >= 1 / _LARGEST and abs(scale) * down.shape[0] <= _LARGEST):
-        raise AdapterError(
-            f"{path.name}: alpha of {module} is {alpha}, which no training gives; the file is damaged, get it again"
-        )
-    return Factor(down, up, alpha, scale, source)
-
-
-def _check_numbers(name: str, module: str, role: str, tensor: torch.Tensor) -> None:
-    if tensor.dtype not in _FLOATS and not (role == keys.ALPHA and tensor.dtype in _INTEGERS):
-        raise AdapterError(
-            f"{name}: {role} of {module} is {tensor.dtype}; only float64, float32, float16 and bfloat16 are read"
-        )
-    if not all(torch.isfinite(part).all() for part in torch.split(tensor.reshape(-1), _AT_ONCE)):
-        raise AdapterError(
-            f"{name}: {role} of {module} holds NaN or infinity; the training diverged or the file is damaged"
-        )
-
-
-def _alpha(name: str, module: str, tensor: torch.Tensor) -> float:
-    if tensor.numel() != 1:
-        raise AdapterError(f"{name}: alpha of {module} has shape {tuple(tensor.shape)}; it must be one number")
-    alpha = float(tensor)
-    if alpha == 0:
-        raise AdapterError(
-            f"{name}: alpha of {module} is 0, which switches the module off; the file is damaged, get it again"
-        )
-    return alpha

@@ -14,6 +14,9 @@ from typing import Any
 from ..errors import AdapterError
 
 _LONGEST = 4_000_000  # characters of a configuration; PEFT's for every layer of a large model has a twentieth of it
+_COMPONENTS = ("transformer.", "transformer_2.", "unet.")  # of models with two transformers a file belongs to one
+# Where trainers state one alpha for all modules. kohya's own key first; the others are seen in published files.
+_ALPHA_KEYS = ("ss_network_alpha", "network_alpha", "lora_alpha", "transformer.lora_alpha", "alpha")
 # What PEFT's own saver writes: a module's name, perhaps with anchors or escaped dots.
 _PATTERN = re.compile(r"(\^?)((?:[\w-]|\\?\.){1,500})(\$?)")
 
@@ -23,8 +26,8 @@ class StatedScale:
 
     def __init__(self, path: Path, metadata: Mapping[str, str]):
         self._config, self._where = _peft_config(path, metadata)
-        self._kohya = _number(metadata.get("ss_network_alpha"))
         self._name = path.name
+        self._header_alpha, self._header_key = _alpha_in_header(metadata)
         self._counts: Counter[str] = Counter()
 
     def of(self, module: str, rank: int, alpha: float | None) -> tuple[float | None, float]:
@@ -43,9 +46,9 @@ class StatedScale:
                     return alpha * math.sqrt(rank), alpha / math.sqrt(rank)
                 self._counts[f"no alpha in the tensors: alpha {alpha:g} from {self._where}"] += 1
                 return alpha, alpha / rank
-        if self._kohya is not None:
-            self._counts[f"no alpha in the tensors: alpha {self._kohya:g} from ss_network_alpha"] += 1
-            return self._kohya, self._kohya / rank
+        if self._header_alpha is not None:
+            self._counts[f"no alpha in the tensors: alpha {self._header_alpha:g} from {self._header_key}"] += 1
+            return self._header_alpha, self._header_alpha / rank
         self._counts[
             "no alpha in the file: scale 1 assumed (alpha = rank); change the strength if it was trained at another"
         ] += 1
@@ -69,6 +72,16 @@ class StatedScale:
         return min(found, key=lambda entry: entry[0])[1] if found else None
 
 
+def _alpha_in_header(metadata: Mapping[str, str]) -> tuple[float | None, str]:
+    """Return the alpha that the metadata states for all modules, and where; the first key counts if several differ."""
+    stated = [(alpha, key) for key in _ALPHA_KEYS if (alpha := _number(metadata.get(key))) is not None]
+    if not stated:
+        return None, ""
+    (alpha, where), *others = stated
+    differing = [f"{key} {other:g}" for other, key in others if other != alpha]
+    return alpha, f"{where} (it also states {' and '.join(differing)})" if differing else where
+
+
 def _alpha_patterns(name: str, patterns: Mapping[str, Any]) -> dict[tuple[bool, str], tuple[int, Any]]:
     """Return {(anchored at the start, module name): (place in the file, alpha)}."""
     read: dict[tuple[bool, str], tuple[int, Any]] = {}
@@ -88,8 +101,7 @@ def _peft_config(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any
     text = metadata.get("lora_adapter_metadata")
     if text:
         loaded = _json_object(text, f"{path.name}: its lora_adapter_metadata")
-        prefixed = {k.removeprefix("transformer."): v for k, v in loaded.items() if k.startswith("transformer.")}
-        return prefixed or {k.removeprefix("unet."): v for k, v in loaded.items()}, "lora_adapter_metadata"
+        return _of_denoiser(loaded), "lora_adapter_metadata"
     beside = path.with_name("adapter_config.json")
     if path.name == "adapter_model.safetensors" and beside.is_file():
         try:
@@ -101,6 +113,15 @@ def _peft_config(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any
             ) from error
         return _json_object(text, f"{path.name}: {beside.name} beside it"), beside.name
     return {}, ""
+
+
+def _of_denoiser(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the diffusion model: diffusers writes each component's under its own prefix."""
+    for prefix in _COMPONENTS:
+        found = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+        if found:
+            return found
+    return dict(config)
 
 
 def _json_object(text: str, what: str) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..low_rank import LowRank
 from ..models import FusedLayout
-from ..switch import LowRank
 from .diffusers import fused_rows
-from .reader import Factor
+from .factors import Factor
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from ..errors import AdapterError
 from ..models import possible_bases
 from . import diffusers as diffusers_layout
 from . import keys
+from .factors import Bias, Factor
 from .metadata import PairMetadata, written_metadata
-from .reader import Adapter, Factor
+from .reader import Adapter
 from .safetensors_io import write_new
 
 # What a source file says about its scale and its bytes; the written tensors say it themselves.
@@ -26,11 +28,11 @@ COMFYUI, DIFFUSERS = "comfyui", "diffusers"
 
 @dataclass(frozen=True)
 class _Layout:
-    """The tensors of a file: a prefix for module names, alphas by key, and metadata that belongs to the layout."""
+    """The tensors of a file: a prefix for module names, others by key, and metadata that belongs to the layout."""
 
     prefix: str
     factors: Mapping[str, Factor]
-    alphas: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -39,13 +41,14 @@ def write_adapter(
     factors: Mapping[str, Factor],
     pair: PairMetadata,
     others: Mapping[str, str] | None = None,
+    biases: Mapping[str, Bias] | None = None,
 ) -> Path:
     """Write a new file, whole or not at all, and return its path. An existing file is never overwritten.
 
     Every module gets its alpha, also if the scale was assumed, so that the file means the same everywhere.
 
     Args:
-        factors: by module name.
+        factors, biases: by module name.
         others: metadata to keep where it does not contradict what is written (author, licence, trigger words).
 
     Raises:
@@ -56,7 +59,18 @@ def write_adapter(
     alphas = {
         f"{prefix}{module}.alpha": torch.tensor(f.scale * f.rank, dtype=torch.float32) for module, f in factors.items()
     }
-    return _write(Path(path), _Layout(prefix, factors, alphas), pair, others or {})
+    vectors = {
+        f"{prefix}{module}.{keys.DIFFERENCE}": _scaled(bias.vector, bias.scale)
+        for module, bias in (biases or {}).items()
+    }
+    return _write(Path(path), _Layout(prefix, factors, alphas | vectors), pair, others or {})
+
+
+def _scaled(vector: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return scale * vector, in float32 if its own dtype cannot hold that exactly."""
+    exact = vector.double() * scale
+    stored = exact.to(vector.dtype)
+    return stored if torch.equal(stored.double(), exact) else exact.float()
 
 
 def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = None, layout: str = COMFYUI) -> Path:
@@ -73,14 +87,19 @@ def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = N
         base=source.pair.base or (next(iter(bases)) if len(bases) == 1 else None),
     )
     if layout == DIFFUSERS:
+        if source.biases:
+            raise AdapterError(
+                f"{source.name}: {next(iter(source.biases))} has a bias, which diffusers does not load; convert it to "
+                f"the layout {COMFYUI}"
+            )
         factors = diffusers_layout.diffusers_factors(source.name, source.factors, pair.base)
         written = _Layout(diffusers_layout.PREFIX, factors, metadata=diffusers_layout.rank_metadata(factors))
         return _write(Path(path), written, pair, source.metadata)
-    return write_adapter(path, source.factors, pair, source.metadata)
+    return write_adapter(path, source.factors, pair, source.metadata, source.biases)
 
 
 def _write(path: Path, layout: _Layout, pair: PairMetadata, others: Mapping[str, str]) -> Path:
-    tensors = dict(layout.alphas)
+    tensors = dict(layout.others)
     for module, factor in layout.factors.items():
         tensors[f"{layout.prefix}{module}.lora_A.weight"] = factor.down.contiguous()
         tensors[f"{layout.prefix}{module}.lora_B.weight"] = factor.up.contiguous()

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..allocator import keep_freed_memory
 from ..errors import GlanceError
+from ..lora.factors import Factor
 from ..lora.pair_check import check_pair
 from ..lora.pair_writer import make_folder
-from ..lora.reader import Factor, read_adapter
+from ..lora.reader import read_adapter
 from ..plots.image_grid import comparison_sheet
 from ..progress import Progress
 from ..sampling.solver import Solver

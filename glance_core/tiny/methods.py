@@ -17,7 +17,7 @@ from torch import Tensor
 from ..calibration.calibrate import Budget, Calibration, calibrate
 from ..errors import GlanceError
 from ..evaluation.metrics import psnr
-from ..lora.reader import Factor
+from ..lora.factors import Factor
 from ..sampling.rollout import Teacher
 from ..sampling.samplers import euler, multistep
 from ..sampling.solver import Solver, plan_solver

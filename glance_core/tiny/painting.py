@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GlanceError
-from ..lora.reader import Factor
+from ..lora.factors import Factor
 from ..lora.slots import Slot, fused_slots, low_rank_updates
 from ..plots.image_grid import load_grid
 from ..sampling.samplers import Callback, Velocity, euler

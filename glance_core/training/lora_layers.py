@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import Linear
 
 from ..errors import TrainingError
-from ..lora.reader import Factor
+from ..lora.factors import Factor
 from ..lora.slots import Slot
 from .autograd.forward_patches import Forwards
 from .autograd.lora_linear import FrozenLinear, Layer, Part, WeightOf, plain_weight

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainingError
-from ..lora.reader import Factor
+from ..lora.factors import Factor
 from ..sampling.solver import Solver
 from .batches import BatchSampler
 from .optimizers import learning_rate_factor, make_optimizer

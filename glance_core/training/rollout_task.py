@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lora.reader import Factor
+from ..lora.factors import Factor
 from ..sampling.rollout import TeacherTrajectory
 from ..sampling.solver import Solver
 from ..sampling.solver_fit import fit_solver

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..lora.reader import Factor
+from ..lora.factors import Factor
 from ..sampling.solver import Solver
 from .autograd.inplace import InplaceTracker
 from .batches import Batch

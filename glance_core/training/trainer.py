@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import TrainingError
-from ..lora.reader import Factor
+from ..lora.factors import Factor
 from ..lora.slots import Slot
 from ..sampling.solver import Solver
 from ..schedule.split import FAST, SLOW

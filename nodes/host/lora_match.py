@@ -11,10 +11,13 @@ import comfy.lora
 import torch
 
 from ...glance_core.errors import AdapterError
+from ...glance_core.lora.factors import Bias, Factor
 from ...glance_core.lora.keys import spellings
-from ...glance_core.lora.reader import Adapter, Factor
+from ...glance_core.lora.reader import Adapter
+from ...glance_core.lora.slots import is_linear
+from ...glance_core.low_rank import LowRank, check_update, is_convolution
 from ...glance_core.models import KNOWN_BY_NAMES
-from ...glance_core.switch import LowRank, check_update, find_module
+from ...glance_core.switch import find_module
 from .base_model import base_of, compute_dtype, describe
 
 
@@ -55,23 +58,28 @@ def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, An
     check_base(adapter, patcher)
     dtype = compute_dtype(patcher)
     updates: dict[str, list[LowRank]] = {}
-    unmatched = []
-    for module, factor in adapter.factors.items():
-        target = _find(keys, factor.source, module)
+    unmatched: dict[str, None] = {}
+    for module, part in [*adapter.factors.items(), *adapter.biases.items()]:
+        target = _find(keys, part.source, module)
         if target is None:
-            unmatched.append(module)
+            unmatched[module] = None
             continue
-        path = target.weight.removesuffix(".weight")
+        name, path = f"{adapter.name}: {module}", target.weight.removesuffix(".weight")
         layer = find_module(patcher.model, path)
-        update = _update(f"{adapter.name}: {module}", _shaped(factor, layer), strength, target)
-        check_update(layer, f"{adapter.name}: {module}", update)
-        updates.setdefault(path, []).append(LowRank(update.down.to(dtype), update.up.to(dtype), update.start))
-    matched = len(adapter.factors) - len(unmatched)
+        if isinstance(part, Factor):
+            update = _update(name, _shaped(part, layer), strength, target)
+        else:
+            update = _bias_update(name, part, strength, layer, target)
+        check_update(layer, name, update)
+        updates.setdefault(path, []).append(replace(update, down=update.down.to(dtype), up=update.up.to(dtype)))
+    modules = adapter.factors.keys() | adapter.biases.keys()
+    matched = len(modules) - len(unmatched)
     if matched == 0 or matched < len(unmatched):
         count = f"only {matched}" if matched else "none"
         raise AdapterError(
-            f"{adapter.name} does not fit the model: {count} of its {len(adapter.factors)} modules ({_bases(adapter)}; "
-            f"the first not found is {unmatched[0]}) are in this {describe(patcher)}; load a pair made for this model"
+            f"{adapter.name} does not fit the model: {count} of its {len(modules)} modules ({_bases(adapter)}; "
+            f"the first not found is {next(iter(unmatched))}) are in this {describe(patcher)}; load a pair made for "
+            "this model"
         )
     if strength == 0:
         updates = {}
@@ -114,6 +122,20 @@ def _shaped(factor: Factor, layer: torch.nn.Module) -> Factor:
     elif down.ndim == 2 and down.shape[1] % math.prod(kernel) == 0:
         down = down.reshape(len(down), -1, *kernel)
     return replace(factor, down=down)
+
+
+def _bias_update(name: str, bias: Bias, strength: float, layer: torch.nn.Module, target: _Target) -> LowRank:
+    """Return an update without factors that adds the vector to the layer's output."""
+    if not (is_linear(layer) or is_convolution(layer)):
+        raise AdapterError(
+            f"{name} is a {type(layer).__name__}, whose bias cannot switch phases; convert the file to plain LoRA first"
+        )
+    inside = getattr(layer, "in_features", None) or layer.in_channels
+    vector = bias.vector.float() * (bias.scale * strength)
+    down = vector.new_zeros(0, int(inside), *getattr(layer, "kernel_size", ()))
+    empty = Factor(down, vector.new_zeros(len(vector), 0), None, 1.0, bias.source)
+    moved = vector if target.rearrange is None else target.rearrange(vector)
+    return replace(_update(name, empty, 1.0, target), bias=moved)
 
 
 def _update(name: str, factor: Factor, strength: float, target: _Target) -> LowRank:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import comfy.lora_convert
+
 from ...glance_core.lora.metadata import PairMetadata
 from ...glance_core.lora.pair_check import check_pair
 from ...glance_core.lora.reader import Adapter, read_adapter
@@ -34,7 +36,7 @@ def load_pair(
     model: Any, slow_path: str, fast_path: str, slow_strength: float = 1.0, fast_strength: float = 1.0
 ) -> tuple[Any, str]:
     """Return (MODEL that carries the pair, report). Raises AdapterError."""
-    slow, fast = read_adapter(slow_path), read_adapter(fast_path)
+    slow, fast = (read_adapter(path, rename=comfy.lora_convert.convert_lora) for path in (slow_path, fast_path))
     for adapter in (slow, fast):  # first, because only the model tells which of two differing files is wrong
         check_base(adapter, model)
     notes = check_pair(slow, fast)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glance_core.evaluation.comparison import PairedComparison
-from glance_core.lora.reader import Factor
+from glance_core.lora.factors import Factor
 from glance_core.sampling.solver import guided_solver
 from glance_core.schedule.split import FAST, SLOW
 from glance_core.training.ablation import SOLVER, select_components, subsets, trained_components, with_components

@@ -28,8 +28,9 @@ from diffusers_tiny import (
 from safetensors.torch import load_file, save_file
 
 from glance_core.errors import AdapterError
+from glance_core.lora.factors import Factor
 from glance_core.lora.metadata import PairMetadata
-from glance_core.lora.reader import Factor, read_adapter
+from glance_core.lora.reader import read_adapter
 from glance_core.lora.slots import low_rank_updates
 from glance_core.lora.writer import convert, write_adapter
 from glance_core.models import MODELS

@@ -188,12 +188,12 @@ def test_alpha_of_any_number_type_is_read(tmp_path):
 
 
 def test_text_encoder_and_unknown_tensors_are_left_out_and_reported(tmp_path):
-    extra = {"lora_te_text_model.lora_down.weight": torch.ones(2, 2), "x.diff_b": torch.ones(2)}
+    extra = {"lora_te_text_model.lora_down.weight": torch.ones(2, 2), "x.trigger": torch.ones(2)}
     adapter = read_adapter(save(tmp_path / "a.safetensors", good_tensors() | extra))
     assert list(adapter.factors) == [MODULE]
-    assert adapter.skipped == ("x.diff_b",)
+    assert adapter.skipped == ("x.trigger",)
     assert any("1 text-encoder" in note for note in adapter.assumed)
-    assert any("x.diff_b" in note for note in adapter.assumed)
+    assert any("x.trigger" in note for note in adapter.assumed)
 
 
 def test_old_kohya_file_takes_alpha_from_ss_network_alpha(tmp_path):

@@ -12,8 +12,9 @@ from lora_files import MODULE, STYLES, factors, good_tensors, save, style_names
 from safetensors.torch import load_file
 
 from glance_core.errors import AdapterError
+from glance_core.lora.factors import Factor
 from glance_core.lora.metadata import PairMetadata
-from glance_core.lora.reader import Factor, read_adapter
+from glance_core.lora.reader import read_adapter
 from glance_core.lora.writer import convert, write_adapter
 
 ROOT = Path(__file__).resolve().parents[2]

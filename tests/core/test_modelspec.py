@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 from glance_core.errors import AdapterError
+from glance_core.lora.factors import Factor
 from glance_core.lora.metadata import PairMetadata
 from glance_core.lora.pair_writer import PAIR_ENDS, PREVIEW_ENDS, write_preview
-from glance_core.lora.reader import Factor, read_adapter
+from glance_core.lora.reader import read_adapter
 from glance_core.lora.safetensors_io import HASH
 from glance_core.lora.writer import convert, write_adapter
 from glance_core.training.run.run_dir import RunDir

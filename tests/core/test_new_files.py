@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 
 from glance_core.errors import AdapterError
+from glance_core.lora.factors import Factor
 from glance_core.lora.metadata import PairMetadata
 from glance_core.lora.pair_writer import PAIR_ENDS, TrainedPair, free_name, make_folder, write_pair
-from glance_core.lora.reader import Factor
 from glance_core.lora.safetensors_io import read_tensors, write_new, write_over
 from glance_core.schedule.phase_schedule import PhaseSchedule
 from glance_core.schedule.split import FAST, SLOW

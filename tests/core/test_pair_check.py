@@ -8,9 +8,10 @@ from lora_files import kohya_tensors
 from safetensors.torch import save_file
 
 from glance_core.errors import AdapterError
+from glance_core.lora.factors import Factor
 from glance_core.lora.metadata import PairMetadata
 from glance_core.lora.pair_check import check_pair
-from glance_core.lora.reader import Adapter, Factor, read_adapter
+from glance_core.lora.reader import Adapter, read_adapter
 from glance_core.lora.writer import write_adapter
 
 ONE, TWO = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q"

@@ -6,7 +6,8 @@ from switched_model import CPU, Model, install, low_rank, merged, two_phases
 from torch import nn
 
 from glance_core.errors import SwitchError
-from glance_core.switch import LowRank, PhaseWeights, check_update, find_module, phase_index
+from glance_core.low_rank import LowRank, check_update
+from glance_core.switch import PhaseWeights, find_module, phase_index
 
 
 @pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 5, 8), (2, 3, 5, 8), (0, 8)])

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import Conv1d, Conv2d, Linear
 
 from glance_core.errors import SwitchError
-from glance_core.switch import Branch, LowRank, PhaseSwitch, PhaseWeights, check_update, find_module
+from glance_core.low_rank import Branch, LowRank, check_update
+from glance_core.switch import PhaseSwitch, PhaseWeights, find_module
 
 CPU = torch.device("cpu")
 

@@ -83,12 +83,13 @@ BYTES_OF = {
     "I64": 8,
     "XX": 4,
 }
+EIGHT_BIT = {"F8_E4M3": 1.0, "F8_E5M2": 0.5}  # what the byte 0x38 means by their definitions
 
 
 @pytest.mark.parametrize("key", [DOWN, UP, ALPHA])
 @pytest.mark.parametrize("dtype", BYTES_OF)
 def test_other_dtypes_are_rejected_where_they_have_no_meaning(dtype, key, tmp_path):
-    """Integers may be an alpha. Half bytes, complex numbers and floats without NaN may be nothing at all."""
+    """Integers may be an alpha, and 8-bit floats anything. Half bytes and complex numbers may be nothing at all."""
     count = {"F4": 2, "F6_E2M3": 4}.get(dtype, 1)
     header = header_of_pair(**{ALPHA: entry(8, 12, [])})
     shapes = {DOWN: [1, 1], UP: [1, 1], ALPHA: []}
@@ -102,6 +103,10 @@ def test_other_dtypes_are_rejected_where_they_have_no_meaning(dtype, key, tmp_pa
     path = write(tmp_path, safetensors(header, data))
     if key == ALPHA and dtype in ("I8", "I64"):
         assert read_adapter(path).factors[MODULE].scale == 0x38
+    elif dtype in EIGHT_BIT:
+        factor = read_adapter(path).factors[MODULE]
+        read = {DOWN: factor.down, UP: factor.up, ALPHA: factor.scale}[key]
+        assert float(read) == EIGHT_BIT[dtype]
     else:
         rejection(path)
 

@@ -15,9 +15,10 @@ from untrusted_files import safetensors
 
 from glance_core.__main__ import main
 from glance_core.errors import AdapterError, GlanceError
+from glance_core.lora.factors import Factor
 from glance_core.lora.metadata import PairMetadata
 from glance_core.lora.pair_writer import TrainedPair, free_name, write_pair
-from glance_core.lora.reader import Factor, read_adapter
+from glance_core.lora.reader import read_adapter
 from glance_core.lora.safetensors_io import write_over
 from glance_core.lora.writer import convert
 from glance_core.schedule.phase_schedule import PhaseSchedule

@@ -10,8 +10,9 @@ import torch
 from diffusers_compare import LATENT, SEED, difference, in_comfyui, in_diffusers, prompt, rows_of
 from safetensors.torch import load_file
 
+from glance_core.lora.factors import Factor
 from glance_core.lora.metadata import PairMetadata
-from glance_core.lora.reader import Factor, read_adapter
+from glance_core.lora.reader import read_adapter
 from glance_core.lora.writer import convert, write_adapter
 
 SWAPPED = ("fast.safetensors", "slow.safetensors")  # these state no phase

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import Linear
 
 from glance_core.evaluation.metrics import latent_psnr
-from glance_core.lora.reader import Factor
+from glance_core.lora.factors import Factor
 from glance_core.lora.slots import whole_slots
 from glance_core.sampling.samplers import euler
 from glance_core.sampling.velocity import NO_PROMPT

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from glance_core.__main__ import main
+from glance_core.lora.factors import Factor
 from glance_core.lora.metadata import PairMetadata
 from glance_core.lora.pair_writer import TrainedPair, write_pair
-from glance_core.lora.reader import Factor
 from glance_core.lora.safetensors_io import write_new, write_over
 from glance_core.schedule.phase_schedule import PhaseSchedule
 from glance_core.schedule.split import FAST, SLOW

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.nn import Conv2d, Linear
 
-from glance_core.switch import LowRank, PhaseSwitch, PhaseWeights
+from glance_core.low_rank import LowRank
+from glance_core.switch import PhaseSwitch, PhaseWeights
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import TrainingError
-from ...lora.reader import Factor
+from ...lora.factors import Factor
 from ...lora.safetensors_io import read_tensors, write_over
 from ...lora.slots import Slot
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import TrainingError
-from ...lora.reader import Factor
+from ...lora.factors import Factor
 from ...lora.slots import Slot
 from ...sampling.solver import Solver
 from ..history import History
