@@ -1,7 +1,7 @@
 """A Glance pair on a ModelPatcher: installed for one sampling run, switched by sigma, gone afterwards.
 
-The branches are on the model only between the start and the end of ComfyUI's SAMPLER_SAMPLE. So the base needs no
-ejecting, and every other clone of it is the base model. Their tensors are an additional model of the patcher, which
+The branches are on the model only from ComfyUI's PREPARE_SAMPLING to the end of its SAMPLER_SAMPLE. So the base needs
+no ejecting, and every other clone of it is the base model. Their tensors are an additional model of the patcher, which
 ComfyUI places and counts.
 """
 
@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import comfy.model_patcher
+import comfy.samplers
 import torch
 from comfy.patcher_extension import PatcherInjection, WrappersMP
 
 from ...glance_core.errors import GlanceError
 from ...glance_core.lora.metadata import PairMetadata
+from ...glance_core.low_rank import LowRank
 from ...glance_core.schedule.phase_schedule import threshold_at
 from ...glance_core.schedule.sigmas import TEACHER_STEPS
 from ...glance_core.schedule.split import FAST, SLOW, default_boundary
-from ...glance_core.switch import LowRank, PhaseSwitch, PhaseWeights, phase_index
+from ...glance_core.switch import PhaseSwitch, PhaseWeights, phase_index
 from .base_model import compute_dtype
+from .host_caches import clear_caches, warn_of_unknown_caches
 from .log import log
 from .model_sigmas import AUTO, model_sigmas
 from .sampling_run import schedule_of
@@ -49,6 +53,8 @@ class GlancePair:
         self.metadata = metadata
         self.switch = PhaseSwitch(weights)
         self._run: _Run | None = None
+        self._sampling = False
+        self._encode_prompts: Callable[[], None] | None = None  # in runs where the prompts pass through a target
         self._suspended: tuple[int | None] | None = None  # the phase when ComfyUI ejected us in mid-run
 
     @property
@@ -96,20 +102,34 @@ class GlancePair:
         teacher = model_sigmas(patcher, shape, AUTO, self.metadata)
         return _Run(patcher, threshold_at(teacher.values, self.boundary_step), partial=True)
 
+    def prepare_sampling(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """PREPARE_SAMPLING: the model is loaded, and ComfyUI encodes the prompts next, some through our targets."""
+        prepared = executor(*args, **kwargs)
+        if self._run is not None and not self.switch.installed:
+            patcher = self._run.patcher
+            _inject_last(patcher, self)
+            clear_caches(patcher)
+            self.switch.install(patcher.model, patcher.load_device)
+        return prepared
+
     def sampler_sample(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
-        """SAMPLER_SAMPLE: the branches are on the model while the sampler runs, whatever ends the run."""
+        """SAMPLER_SAMPLE: the branches answer while the sampler runs, whatever ends the run."""
         patcher = guider.model_patcher
-        if self.switch.installed:  # a sampler that runs a sampler: the outer run owns the branches
+        if self._sampling:  # a sampler that runs a sampler: the outer run owns the branches
             return executor(guider, *args, **kwargs)
-        _inject_last(patcher, self)
         try:
-            self.switch.install(guider.inner_model, patcher.load_device)
+            self._sampling = True
+            if self.switch.called:  # by ComfyUI's encoding of the prompts, with no phase selected
+                self._encode_prompts = partial(_encode_prompts, guider, args)
             result = executor(guider, *args, **kwargs)
             if self._run is not None and self._run.calls:  # a run without any call gets its own warning
                 _report_unused(self.switch.never_called, len(self.switch.weights.targets))
+            warn_of_unknown_caches(patcher)
             return result
         finally:
+            self._sampling, self._encode_prompts = False, None
             self.switch.remove()
+            clear_caches(patcher)
 
     def predict_noise(self, executor: Any, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """PREDICT_NOISE: one call per evaluation of the model; timestep is sigma."""
@@ -120,7 +140,10 @@ class GlancePair:
                 self.switch.install(executor.class_obj.inner_model, self._run.patcher.load_device, again=True)
                 self._suspended = None
             if phase != self.switch.phase:
+                clear_caches(self._run.patcher)
                 self.switch.select(phase)
+                if self._encode_prompts is not None:
+                    self._encode_prompts()
         return executor(x, timestep, *args, **kwargs)
 
     def inject(self, patcher: Any) -> None:
@@ -149,6 +172,7 @@ def attach(model: Any, phases: Sequence[Mapping[str, Sequence[LowRank]]], metada
         patcher.set_additional_models(key, [tensors])
         patcher.set_injections(key, [PatcherInjection(inject=pair.inject, eject=pair.eject)])
         patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, pair.outer_sample)
+        patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, key, pair.prepare_sampling)
         patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, key, pair.sampler_sample)
         patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, pair.predict_noise)
     return patcher
@@ -198,6 +222,21 @@ def _check_guider(guider: Any) -> None:
                 f"{type(guider).__name__} samples a second model ({name}) on the same weights, where the pair would "
                 "act on both; load that one from a file of its own"
             )
+
+
+def _encode_prompts(guider: Any, run: Sequence[Any]) -> None:
+    """Encode the prompts again, as ComfyUI did before the run, through the branches of the phase that answers now.
+
+    Args:
+        run: what ComfyUI gave to SAMPLER_SAMPLE after the guider.
+    """
+    _, extra_args, _, noise, latent_image, denoise_mask, *_ = run
+    model, seed = guider.inner_model, extra_args["seed"]
+    shapes = {"latent_image": latent_image, "denoise_mask": denoise_mask, "latent_shapes": model.latent_shapes}
+    for kind, entries in guider.conds.items():
+        guider.conds[kind] = comfy.samplers.encode_model_conds(
+            model.extra_conds, list(entries), noise, noise.device, kind, seed=seed, **shapes
+        )
 
 
 def _inject_last(patcher: Any, pair: GlancePair) -> None:

@@ -27,6 +27,7 @@ from ...glance_core.training.autograd.lora_linear import FrozenLinear, Layer, Re
 from ...glance_core.training.student import Student
 from ...glance_core.training.targets import PRESETS, finds_any, target_modules
 from .base_model import base_of, compute_dtype, describe
+from .host_caches import clear_caches
 
 T = TypeVar("T")
 ROOT = "diffusion_model"
@@ -75,6 +76,7 @@ class Conditioned:
                 level = sigma[at].reshape(-1, *(1,) * (x.ndim - 1))  # (B, 1, ...)
                 self.guider.conds["positive"] = self.negative if prompt == NO_PROMPT else [self.prompts[prompt]]
                 self.guider.set_cfg(cfg)
+                clear_caches(self.guider.model_patcher)  # what it kept was computed with other factors
                 denoised = self.guider(x[at], sigma[at], **self.extra_args)
                 for i, row in zip(at, (x[at] - denoised) / level, strict=True):
                     out[i] = row
@@ -131,6 +133,7 @@ def with_loaded_model(inputs: TrainingInputs, work: Callable[[Conditioned, torch
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "glance_training", prepare)
     with ExitStack() as afterwards, torch.inference_mode(False), torch.no_grad(), forwards_restored(model.model):
         afterwards.callback(setattr, comfy.model_management, "in_training", comfy.model_management.in_training)
+        afterwards.callback(clear_caches, model)
         comfy.model_management.in_training = True  # without it ComfyUI's rotary embedding has no backward
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(_normal_tensors(inputs.positive), _normal_tensors(inputs.negative))

@@ -1,5 +1,6 @@
 """The pack's nodes, and ComfyUI's own ways of doing the same, as short calls for the tests."""
 
+import comfy.nested_tensor
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -46,7 +47,7 @@ def host_sample(model, name, sigmas, cfg=1.0, sampler="euler", **options):
     """
     start, seed = options.pop("start", None), options.pop("seed", 3)
     samples = (options.pop("latent", None) or tiny_models.empty_latent(name))["samples"]
-    noise = comfy.sample.prepare_noise(samples, seed) if start is None else torch.zeros_like(samples)
+    noise = comfy.sample.prepare_noise(samples, seed) if start is None else _map(torch.zeros_like, samples)
     if isinstance(sampler, str):
         sampler = comfy.samplers.sampler_object(sampler)
     return comfy.sample.sample_custom(
@@ -75,6 +76,19 @@ def chained(slow_model, fast_model, name, sigmas, switch, **options):
     return host_sample(fast_model, name, sigmas[switch:], start=middle, **options)
 
 
+def _map(function, samples):
+    if samples.is_nested:
+        return comfy.nested_tensor.NestedTensor([function(part) for part in samples.unbind()])
+    return function(samples)
+
+
+def flat(samples) -> torch.Tensor:
+    """Samples as one vector, those of several parts too."""
+    parts = samples.unbind() if samples.is_nested else [samples]
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
 def relative(a, b) -> float:
     """The norm of the difference over the norm of b."""
+    a, b = flat(a), flat(b)
     return float((a.double() - b.double()).norm() / b.double().norm())

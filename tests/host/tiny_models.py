@@ -1,10 +1,17 @@
-"""Tiny real models of eight base models: ComfyUI's own classes with seeded weights and conditioning."""
+"""Tiny real models of eight base models: ComfyUI's own classes with seeded weights and conditioning.
+
+Those of every other architecture are in architectures.py.
+"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.nested_tensor
 import comfy.samplers
 import comfy.supported_models
 import torch
@@ -21,16 +28,50 @@ _DIT = {
 _FLUX = _DIT | {"axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True}
 
 
+class Random(tuple):
+    """The shape of a tensor of normal numbers."""
+
+    def __new__(cls, *shape):
+        return super().__new__(cls, shape)
+
+
+class Ones(Random):
+    """The shape of a tensor of ones."""
+
+
+class Tokens(Random):
+    """The shape of a tensor of token numbers."""
+
+
+MASK = {"attention_mask": Ones(1, 6)}
+CLIP_VISION = {
+    "clip_vision_output": {"penultimate_hidden_states": Random(1, 257, 1280), "last_hidden_state": Random(1, 9, 48)}
+}
+
+
+def stable_audio_weights():
+    """Return what StableAudio3 takes from its file when it is made: the embedder of the duration."""
+    import comfy.ldm.audio.embedders
+
+    embedder = comfy.ldm.audio.embedders.NumberConditioner(768, 0, 384, fourier_features_type="expo")
+    return {f"conditioner.conditioners.seconds_total.{key}": value for key, value in embedder.state_dict().items()}
+
+
 @dataclass(frozen=True)
 class Tiny:
-    """How to build one: ComfyUI's configuration class, its settings, latent shape, and widths of the conditioning."""
+    """How to build one: ComfyUI's configuration class, its settings, latent shape, and the conditioning.
+
+    latent: without the batch; a list for a latent of several parts. context, pooled: widths. extra: other values of
+    the conditioning. weights: what the model's constructor reads from a file.
+    """
 
     supported: str
     config: dict
-    latent: tuple[int, ...]
-    context: int
+    latent: tuple[int, ...] | list[tuple[int, ...]]
+    context: int = 48
     pooled: int | None = None
     extra: dict = field(default_factory=dict)
+    weights: Callable[[], dict] = dict
 
 
 MODELS = {
@@ -80,7 +121,7 @@ MODELS = {
         "Lumina2",
         {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 96, "cap_feat_dim": 48, "n_layers": 2,
          "n_heads": 1, "n_kv_heads": 1, "qk_norm": True, "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512]},
-        (16, 8, 8), 48, None, {"attention_mask": True},
+        (16, 8, 8), 48, None, MASK,
     ),
     "sd1": Tiny(
         "SD15",
@@ -95,12 +136,20 @@ MODELS = {
 FLOW = [name for name in MODELS if name != "sd1"]
 
 
+def tiny(name: str) -> Tiny:
+    """Return the settings of one of the eight or of architectures.py."""
+    from architectures import ARCHITECTURES
+
+    return MODELS[name] if name in MODELS else ARCHITECTURES[name]
+
+
 def build(name: str, dtype=torch.float32, manual_cast=None, seed: int = 0, **config):
     """Return a MODEL with seeded weights. dtype: what weights are stored in. manual_cast: what they compute in."""
-    tiny = MODELS[name]
-    settings = getattr(comfy.supported_models, tiny.supported)({**tiny.config, **config})
+    settings = getattr(comfy.supported_models, tiny(name).supported)({**tiny(name).config, **config})
+    settings.unet_config.update(tiny(name).config)  # ComfyUI's own extra settings are those of the full size
+    settings.unet_config.update(config)
     settings.set_inference_dtype(dtype, manual_cast)
-    model = settings.get_model({}, "")
+    model = settings.get_model(tiny(name).weights(), "")
     generator = torch.Generator().manual_seed(seed)
     for parameter_name, parameter in model.named_parameters():
         random = torch.randn(parameter.shape, generator=generator)
@@ -110,25 +159,45 @@ def build(name: str, dtype=torch.float32, manual_cast=None, seed: int = 0, **con
             random = 0.02 * random + (0 if parameter_name.endswith("bias") else 1)
         parameter.copy_(random.to(parameter.dtype))
     for buffer_name, buffer in model.named_buffers():
-        if buffer_name.endswith("pos_embed"):  # SD3 leaves it as the memory was
+        unset = buffer.is_floating_point() and not torch.isfinite(buffer).all()
+        if buffer_name.endswith("pos_embed") or unset:  # SD3 and others leave it as the memory was
             buffer.copy_(0.02 * torch.randn(buffer.shape, generator=generator))
     device = comfy.model_management.get_torch_device()
     return comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
 
 
 def conditioning(name: str, seed: int = 1, tokens: int = 6):
-    tiny = MODELS[name]
     generator = torch.Generator().manual_seed(seed)
-    extra = dict(tiny.extra)
-    if tiny.pooled:
-        extra["pooled_output"] = torch.randn((1, tiny.pooled), generator=generator)
-    if extra.get("attention_mask"):
+    extra = {}
+    if tiny(name).pooled:
+        extra["pooled_output"] = torch.randn((1, tiny(name).pooled), generator=generator)
+    extra |= {key: _filled(value, generator) for key, value in tiny(name).extra.items()}
+    if "attention_mask" in extra:
         extra["attention_mask"] = torch.ones((1, tokens), dtype=torch.long)
-    return [[torch.randn((1, tokens, tiny.context), generator=generator), extra]]
+    return [[torch.randn((1, tokens, tiny(name).context), generator=generator), extra]]
+
+
+def _filled(value: Any, generator: torch.Generator) -> Any:
+    """Return the value with tensors in place of shapes."""
+    if isinstance(value, Tokens):
+        return torch.randint(10, 900, value, generator=generator)
+    if isinstance(value, Ones):
+        return torch.ones(tuple(value))
+    if isinstance(value, Random):
+        return torch.randn(tuple(value), generator=generator)
+    if isinstance(value, list):
+        return [_filled(item, generator) for item in value]
+    if isinstance(value, dict):
+        return SimpleNamespace(**{key: _filled(item, generator) for key, item in value.items()})
+    return value
 
 
 def empty_latent(name: str, batch: int = 1):
-    return {"samples": torch.zeros((batch, *MODELS[name].latent))}
+    latent = tiny(name).latent
+    if isinstance(latent, list):
+        parts = [torch.zeros((batch, *shape)) for shape in latent]
+        return {"samples": comfy.nested_tensor.NestedTensor(parts)}
+    return {"samples": torch.zeros((batch, *latent))}
 
 
 def state(model) -> dict[str, torch.Tensor]:
