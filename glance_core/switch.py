@@ -184,6 +184,16 @@ def phase_index(sigma: float, thresholds: Sequence[float]) -> int:
     return sum(sigma <= threshold for threshold in thresholds)
 
 
+def has_active_branch(module: nn.Module) -> bool:
+    """Return whether a switch is installed on the module and one of its branches answers there now."""
+    target = getattr(module.forward, "__self__", None)
+    while isinstance(target, _Target):
+        if target.active is not None:
+            return True
+        target = getattr(target.inner, "__self__", None)
+    return False
+
+
 def find_module(root: nn.Module, name: str) -> nn.Module:
     """Return the module at a dotted path. Raises SwitchError if there is none."""
     try:

@@ -27,6 +27,7 @@ from ...glance_core.schedule.sigmas import TEACHER_STEPS
 from ...glance_core.schedule.split import FAST, SLOW, default_boundary
 from ...glance_core.switch import PhaseSwitch, PhaseWeights, phase_index
 from .base_model import compute_dtype
+from .fused_layers import layers_with_branches_are_called
 from .host_caches import clear_caches, warn_of_unknown_caches
 from .log import log
 from .model_sigmas import AUTO, model_sigmas
@@ -86,7 +87,8 @@ class GlancePair:
         outer, outermost = self._run, not self.switch.installed
         try:
             self._run, self._suspended = run, None
-            result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            with layers_with_branches_are_called():
+                result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             self._run, self._suspended = outer, None
             if outermost:

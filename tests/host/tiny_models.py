@@ -54,7 +54,11 @@ def stable_audio_weights():
     import comfy.ldm.audio.embedders
 
     embedder = comfy.ldm.audio.embedders.NumberConditioner(768, 0, 384, fourier_features_type="expo")
-    return {f"conditioner.conditioners.seconds_total.{key}": value for key, value in embedder.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"conditioner.conditioners.seconds_total.{key}": 0.1 * torch.randn(value.shape, generator=generator)
+        for key, value in embedder.state_dict().items()
+    }
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,13 @@ MODELS = {
         (4, 8, 8), 768,
     ),
 }  # fmt: skip
+UNSET = (
+    "pos_embed",
+    "pos_emb",
+    ".rope.inv_freq",
+    ".rotary_pos_emb.inv_freq",
+    "_conditioning",
+)  # buffers that models leave as the memory was
 FLOW = [name for name in MODELS if name != "sd1"]
 
 
@@ -159,8 +170,7 @@ def build(name: str, dtype=torch.float32, manual_cast=None, seed: int = 0, **con
             random = 0.02 * random + (0 if parameter_name.endswith("bias") else 1)
         parameter.copy_(random.to(parameter.dtype))
     for buffer_name, buffer in model.named_buffers():
-        unset = buffer.is_floating_point() and not torch.isfinite(buffer).all()
-        if buffer_name.endswith("pos_embed") or unset:  # SD3 and others leave it as the memory was
+        if buffer_name.endswith(UNSET):
             buffer.copy_(0.02 * torch.randn(buffer.shape, generator=generator))
     device = comfy.model_management.get_torch_device()
     return comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
@@ -209,13 +219,15 @@ def assert_bit_exact(model, before: dict[str, torch.Tensor]) -> None:
     after = model.model.state_dict()
     assert after.keys() == before.keys()
     for key, value in before.items():
-        assert value.dtype == after[key].dtype and torch.equal(
-            value.view(torch.uint8), after[key].contiguous().view(torch.uint8)
-        ), key
+        assert value.dtype == after[key].dtype and torch.equal(_bytes(value), _bytes(after[key])), key
     wrapped = [
         name for name, module in model.model.named_modules() if not _is_own(module, module.__dict__.get("forward"))
     ]
     assert wrapped == [], f"forwards left wrapped: {wrapped[:3]}"
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _is_own(module: torch.nn.Module, forward) -> bool:

@@ -1,0 +1,37 @@
+"""A pair on a base in ComfyUI's quantised formats: every branch acts, closer to the truth than ComfyUI's own merge.
+
+The truth is the same weights as plain numbers, with the LoRAs merged.
+"""
+
+import adapters
+import pack
+import pytest
+import quantised
+import tiny_models
+import torch
+from safetensors.torch import load_file
+
+MODELS = ["flux", "wan", "ltxv", "minimax-h3"]
+STEPS = 2
+
+
+@pytest.mark.parametrize("kind", quantised.FORMATS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_branch_acts_and_is_closer_to_the_truth_than_comfyuis_merge(name, kind, loras, caplog):
+    model, plain = quantised.load(name, kind)
+    files = adapters.save_pair(plain, loras)
+    before, sigmas = tiny_models.state(model), pack.scheduler(model, name, STEPS, STEPS)
+    bare = pack.host_sample(model, name, sigmas)
+    rounding = pack.relative(bare, pack.host_sample(plain, name, sigmas))  # of activations, in INT8
+    truth, merged = (
+        pack.chained(*(pack.merged(each, load_file(loras / file)) for file in files), name, sigmas, STEPS)
+        for each in (plain, model)
+    )
+    with caplog.at_level("WARNING"):
+        ours = pack.phase_split(pack.load_pair(model, *files)[0], name, STEPS, STEPS)
+    assert "never called" not in caplog.text
+    error = pack.relative(ours, truth)
+    assert error < 3 * rounding + 1e-5
+    assert error <= pack.relative(merged, truth)
+    assert torch.equal(pack.flat(pack.host_sample(model, name, sigmas)), pack.flat(bare))
+    tiny_models.assert_bit_exact(model, before)
