@@ -6,7 +6,7 @@ CASES ?= 100000
 SECONDS ?= 120
 MINUTES ?= 30
 
-.PHONY: test env demo-env lint demo bench faults soak fuzz tools-env audit coverage mutants
+.PHONY: test env demo-env lint demo bench sweep faults soak fuzz tools-env audit coverage mutants
 
 test: env lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -28,6 +28,9 @@ tools-env:
 
 demo: demo-env
 	.venv/bin/python -m glance_core demo --seconds $(SECONDS_OF_TRAINING)
+
+sweep: env
+	GLANCE_SWEEP=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/host/test_architectures.py tests/host/test_quantised_bases.py
 
 faults: env
 	GLANCE_FAULTS=$(FAULTS) OMP_NUM_THREADS=1 .venv/bin/python -m pytest -rP tests/host/test_faults.py -k "no_fault"

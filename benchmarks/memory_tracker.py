@@ -162,5 +162,5 @@ def conditioned_model(setup: Setup, patcher):
     conds = {name: [dict(entry) for entry in entries] for name, entries in guider.original_conds.items()}
     latent = torch.zeros(setup.latent, device=META)
     guider.conds = comfy.samplers.process_conds(patcher.model, latent, conds, META, seed=0)
-    conditioned = comfyui.pack_module("nodes.host.training_model").Conditioned
+    conditioned = comfyui.pack_module("nodes.host.conditioned").Conditioned
     return conditioned(guider, {"model_options": guider.model_options, "seed": 0})

@@ -11,9 +11,9 @@ from ..glance_core.evaluation.metrics import latent_psnr
 from ..glance_core.plots.calibration_plot import plot_calibration
 from ..glance_core.sampling.rollout import Teacher
 from ..glance_core.schedule.plan import StepPlan
+from .host.conditioned import Conditioned
 from .host.host_teacher import HostTeacher, host_teacher
 from .host.node_progress import NodeProgress, as_image
-from .host.training_model import Conditioned
 from .inputs import CATEGORY, SETTINGS, batch_input, schedule_input, seed_input, teacher_inputs, teacher_runs_input
 
 _FEWEST_RUNS = 8

@@ -16,9 +16,9 @@ from ..glance_core.schedule.phase_schedule import build_schedule
 from ..glance_core.schedule.plan import even_steps
 from ..glance_core.schedule.sigmas import TEACHER_STEPS
 from ..glance_core.schedule.split import PRESETS, Split, split_steps
+from .host.conditioned import Conditioned
 from .host.host_teacher import host_teacher
 from .host.node_progress import NodeProgress, as_image
-from .host.training_model import Conditioned
 from .inputs import CATEGORY, SETTINGS, batch_input, schedule_input, seed_input, teacher_inputs, teacher_runs_input
 
 Choices = Mapping[str, tuple[int, ...]]

@@ -156,7 +156,7 @@ class PairSettings:
 class EmbeddedModel:
     """The embedded model and its examples, as the pipeline takes them."""
 
-    device, dtype, is_flow, batch = torch.device("cpu"), torch.float32, True, BATCH
+    device, dtype, is_flow, noise_scale, batch = torch.device("cpu"), torch.float32, True, 1.0, BATCH
 
     def __init__(self, painter: Painter, settings: PairSettings, examples: Examples):
         self.painter, self.examples = painter, examples

@@ -42,7 +42,8 @@ class DistillModel(Protocol):
     """A loaded model, and the examples that it learns from and is tested on.
 
     module: the root below which slots and adapters lie. batch: pictures at a time outside of training.
-    pictures: latents (n, ...) for flow_matching. is_flow: it predicts noise - data.
+    pictures: latents (n, ...) for flow_matching. is_flow: it predicts noise - data. noise_scale: the standard
+    deviation of that noise.
     held_out_text: what the held-out examples are, for a sentence.
     """
 
@@ -60,6 +61,8 @@ class DistillModel(Protocol):
     def pictures(self) -> Tensor: ...
     @property
     def is_flow(self) -> bool: ...
+    @property
+    def noise_scale(self) -> float: ...
     @property
     def held_out_text(self) -> str: ...
 
@@ -139,7 +142,8 @@ def _training_data(
     plan: DistillPlan, model: DistillModel, observer: Observer, run_dir: RunDir | None
 ) -> tuple[TrainingData, CheapTeacher]:
     if plan.objective is Objective.FLOW_MATCHING:
-        return FlowMatching(model.pictures, plan.schedule.sigmas[:-1], model.is_flow), CheapTeacher()
+        sigmas = plan.schedule.sigmas[:-1]
+        return FlowMatching(model.pictures, sigmas, model.is_flow, model.noise_scale), CheapTeacher()
     trajectory, cheap = _teacher_runs(plan, model, observer, run_dir)
     if plan.start is None:
         return TeacherForced(trajectory), cheap

@@ -111,11 +111,15 @@ class SingleStepObjective(Protocol):
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """The paper's loss on latents x0 (n, ...). If not `flow`, x = x0 + sigma eps and the target is eps."""
+    """The paper's loss on latents x0 (n, ...). If not `flow`, x = x0 + sigma eps and the target is eps.
+
+    noise_scale: the standard deviation of eps.
+    """
 
     latents: Tensor
     sigmas: tuple[float, ...]
     flow: bool = True
+    noise_scale: float = 1.0
 
     @property
     def rows(self) -> int:
@@ -125,7 +129,7 @@ class FlowMatching:
     def draw(self, steps: Tensor, rows: Tensor, generator: torch.Generator) -> Drawn:
         """Draw fresh noise for every example, on the CPU, so that a seed means the same on every device."""
         data = self.latents[rows.to(self.latents.device)]
-        noise = torch.randn(data.shape, generator=generator).to(data)
+        noise = self.noise_scale * torch.randn(data.shape, generator=generator).to(data)
         sigma = torch.tensor(self.sigmas)[steps].to(data)
         level = sigma.reshape(-1, *(1,) * (data.ndim - 1))  # (B, 1, ...)
         if self.flow:

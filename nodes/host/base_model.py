@@ -10,7 +10,7 @@ import comfy.model_sampling
 import comfy.sample
 import torch
 
-from ...glance_core.errors import ScheduleError
+from ...glance_core.errors import GlanceError, ScheduleError
 from ...glance_core.models import BaseModel, identify
 
 _COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -45,6 +45,14 @@ def is_flow(patcher: Any) -> bool:
     return isinstance(patcher.get_model_object("model_sampling"), comfy.model_sampling.CONST)
 
 
+def noise_scale(patcher: Any) -> float:
+    """Return the standard deviation of the noise that the model is trained on: 1, but for a few models."""
+    sampling = patcher.get_model_object("model_sampling")
+    if not isinstance(sampling, comfy.model_sampling.CONST):
+        return 1.0
+    return float(sampling.noise_scaling(torch.ones(1), torch.ones(1), torch.zeros(1)))
+
+
 def check_flow(patcher: Any, what: str) -> None:
     """Raise ScheduleError unless it is a flow model."""
     if not is_flow(patcher):
@@ -53,10 +61,30 @@ def check_flow(patcher: Any, what: str) -> None:
         )
 
 
+def check_needs_no_next_sigma(patcher: Any) -> None:
+    """Raise GlanceError for models whose answer depends on the run's next sigma, so that no step stands for itself."""
+    config = getattr(patcher.model, "model_config", None)
+    if (getattr(config, "unet_config", None) or {}).get("meanflow"):
+        raise GlanceError(
+            f"{type(patcher.model).__name__} is a MeanFlow model, made for few steps: what it answers depends on where "
+            "the next step goes. It cannot be trained, calibrated or plotted; use the model that it was distilled from"
+        )
+
+
 def fixed_latent(patcher: Any, latent: Mapping[str, Any]) -> torch.Tensor:
     """Return the latent as ComfyUI's samplers take it: an empty one gets the model's channels and scale."""
     spatial, temporal = latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
     return comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], spatial, temporal)
+
+
+def first_mask(latent: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return the noise_mask of a LATENT's first item, 1 where it is sampled; None if all of it is."""
+    mask = latent.get("noise_mask")
+    if mask is None:
+        return None
+    if mask.is_nested:
+        raise GlanceError("a mask of several parts (video with sound) cannot be used here; remove the mask")
+    return mask[:1] if mask.ndim > 2 else mask  # type: ignore[no-any-return]
 
 
 def latent_shape(patcher: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:

@@ -10,23 +10,28 @@ import torch
 
 from ...glance_core.errors import ScheduleError
 from ...glance_core.lora.metadata import PairMetadata
-from .base_model import fixed_latent
+from .base_model import first_mask, fixed_latent
+from .conditioned import Conditioned, entries
 from .model_sigmas import ModelSigmas, model_sigmas, starting_noise
 from .patcher import pair_of
-from .training_model import Conditioned, TrainingInputs, entries, with_loaded_model
+from .training_model import TrainingInputs, with_loaded_model
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class HostTeacher:
-    """prompts, negative: entries of conditionings. samples (1, ...): a latent of the size that is sampled."""
+    """prompts, negative: entries of conditionings. samples (1, ...): a latent of the size that is sampled.
+
+    mask: its noise_mask.
+    """
 
     patcher: Any
     prompts: list[Any]
     negative: list[Any]
     samples: torch.Tensor
     sigmas: ModelSigmas
+    mask: torch.Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -39,7 +44,7 @@ class HostTeacher:
 
     def run(self, seed: int, work: Callable[[Conditioned], T]) -> T:
         """Return work(model on these prompts), with the model loaded."""
-        inputs = TrainingInputs(self.patcher, self.prompts, self.negative, self.samples, seed)
+        inputs = TrainingInputs(self.patcher, self.prompts, self.negative, self.samples, seed, mask=self.mask)
         return with_loaded_model(inputs, lambda conditioned, _: work(conditioned))
 
 
@@ -62,4 +67,4 @@ def host_teacher(
             "a latent of several parts (video with sound) cannot be used here; wire a picture's or a silent video's"
         )
     sigmas = model_sigmas(patcher, tuple(samples.shape), schedule, PairMetadata())
-    return HostTeacher(patcher, prompts, negatives, samples, sigmas)
+    return HostTeacher(patcher, prompts, negatives, samples, sigmas, first_mask(latent))

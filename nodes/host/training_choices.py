@@ -22,10 +22,11 @@ from ...glance_core.training.objectives import Learn, Objective, check_activatio
 from ...glance_core.training.optimizers import has_bitsandbytes
 from ...glance_core.training.run.run_dir import RunDir, find_run_dir
 from ...glance_core.training.settings import TrainingSettings
-from .base_model import base_of, fixed_latent
+from .base_model import base_of, first_mask, fixed_latent
+from .conditioned import entries
 from .model_sigmas import AUTO, model_sigmas, split_for
 from .patcher import pair_of
-from .training_model import entries, trained_slots
+from .training_model import trained_slots
 from .training_plan import TrainingPlan
 
 _FEWEST_RUNS = 4
@@ -116,6 +117,7 @@ def training_plan(choices: TrainingChoices, options: TrainingOptions) -> Trainin
         folder=folder,
         name=choices.name,
         run_dir=run_dir,
+        mask=_mask(choices, objective),
     )
 
 
@@ -190,6 +192,16 @@ def _latents(choices: TrainingChoices, objective: Objective, captions: int) -> t
             "for all"
         )
     return latents
+
+
+def _mask(choices: TrainingChoices, objective: Objective) -> torch.Tensor | None:
+    """Return the mask of the latent, which teacher and student both keep to."""
+    masks = [first_mask(latent) for latent in choices.latent]
+    if len(masks) > 1 and any(mask is not None for mask in masks):
+        raise TrainingError(f"latent holds {len(masks)} latents, some with a mask; give one, or remove the masks")
+    if masks[0] is not None and objective is Objective.FLOW_MATCHING:
+        raise TrainingError("flow_matching learns whole pictures; remove the mask of latent, or choose on_policy")
+    return masks[0]
 
 
 def _training_settings(

@@ -1,4 +1,4 @@
-"""A model of ComfyUI with gradients: its velocity on prompts, its layers, and the host as it was afterwards.
+"""A model of ComfyUI with gradients: its layers, how to differentiate them, and the host as it was afterwards.
 
 The work runs as a sampler of ComfyUI inside one guided run. So loading, conditioning, patches, wrappers and clean-up
 are ComfyUI's.
@@ -20,13 +20,14 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...glance_core.lora.slots import Slot, fused_slots, is_linear, whole_slots
-from ...glance_core.sampling.velocity import NO_PROMPT, RowVelocity
+from ...glance_core.sampling.velocity import RowVelocity
 from ...glance_core.training.autograd.checkpointing import blocks_of
 from ...glance_core.training.autograd.forward_patches import Forwards, forwards_restored
 from ...glance_core.training.autograd.lora_linear import FrozenLinear, Layer, Recomputed, WeightOf, plain_weight
 from ...glance_core.training.student import Student
 from ...glance_core.training.targets import PRESETS, finds_any, target_modules
-from .base_model import base_of, compute_dtype, describe
+from .base_model import base_of, check_needs_no_next_sigma, compute_dtype, describe
+from .conditioned import Conditioned, Kept
 from .host_caches import clear_caches
 
 T = TypeVar("T")
@@ -47,50 +48,12 @@ def trained_slots(patcher: Any, targets: str) -> dict[str, Slot]:
     return {name: replace(offered[name], module=f"{ROOT}.{offered[name].module}") for name in names}
 
 
-def entries(conditionings: list[Any] | None) -> list[Any]:
-    """Return the prompts of an input list of CONDITIONINGs, each of which may combine several."""
-    return [entry for conditioning in conditionings or [] for entry in conditioning or []]
-
-
-class Conditioned:
-    """The guided model on prompts. Rows of a training set are prompts of `positive`, in turn."""
-
-    def __init__(self, guider: Any, extra_args: Mapping[str, Any]):
-        self.guider, self.extra_args = guider, dict(extra_args)
-        self.prompts: list[Any] = list(guider.conds["positive"])
-        self.negative: list[Any] = list(guider.conds.get("negative") or [])
-
-    def velocity(self, cfg: float, prompts: range | None = None) -> RowVelocity:
-        """Return noise - data (B, ...), in float32.
-
-        Args:
-            prompts: which of the prompts the rows take; None for all.
-        """
-        among = prompts if prompts is not None else range(len(self.prompts))
-
-        def predict(x: torch.Tensor, sigma: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            asked = [NO_PROMPT if row == NO_PROMPT else among[row % len(among)] for row in rows.tolist()]
-            out: list[Any] = [None] * len(asked)
-            for prompt in dict.fromkeys(asked):
-                at = [i for i, other in enumerate(asked) if other == prompt]
-                level = sigma[at].reshape(-1, *(1,) * (x.ndim - 1))  # (B, 1, ...)
-                self.guider.conds["positive"] = self.negative if prompt == NO_PROMPT else [self.prompts[prompt]]
-                self.guider.set_cfg(cfg)
-                clear_caches(self.guider.model_patcher)  # what it kept was computed with other factors
-                denoised = self.guider(x[at], sigma[at], **self.extra_args)
-                for i, row in zip(at, (x[at] - denoised) / level, strict=True):
-                    out[i] = row
-            return torch.stack(out)
-
-        return predict
-
-
 @dataclass(frozen=True)
 class TrainingInputs:
     """What a model runs on.
 
-    offload: `auto` (ComfyUI leaves `room` bytes for training and streams the weights that do not fit), `all`, or
-    `none`.
+    mask: noise_mask of the latent, 1 where it is sampled. offload: `auto` (ComfyUI leaves `room` bytes for training and
+    streams the weights that do not fit), `all`, or `none`.
     """
 
     patcher: Any
@@ -100,6 +63,7 @@ class TrainingInputs:
     seed: int
     offload: str = "auto"
     room: int = 0
+    mask: torch.Tensor | None = None
 
 
 class _Work(comfy.samplers.Sampler):
@@ -108,18 +72,12 @@ class _Work(comfy.samplers.Sampler):
     def __init__(self, work: Callable[[Conditioned, torch.Tensor], Any]):
         self.work, self.result = work, None
 
-    def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Any,
-        extra_args: Any,
-        callback: Any,
-        noise: Any,
-        latent_image: Any = None,
-        *_: Any,
-    ) -> Any:
+    def sample(self, model_wrap: Any, sigmas: Any, extra_args: Any, callback: Any, *run: Any) -> Any:
+        """Work. run: noise, latent_image, denoise_mask, and more that is not needed."""
+        noise, latent_image, denoise_mask, *_ = run
+        kept = None if denoise_mask is None else Kept(denoise_mask, latent_image)
         with fit_for_autograd(model_wrap.inner_model):
-            self.result = self.work(Conditioned(model_wrap, extra_args), latent_image)
+            self.result = self.work(Conditioned(model_wrap, extra_args, kept), latent_image)
         return torch.zeros_like(noise)
 
 
@@ -128,6 +86,7 @@ def with_loaded_model(inputs: TrainingInputs, work: Callable[[Conditioned, torch
 
     Afterwards the model's tensors and ComfyUI's flags are what they were, whatever ended the work.
     """
+    check_needs_no_next_sigma(inputs.patcher)
     model = inputs.patcher.clone()
     prepare = partial(_prepare, inputs.offload, inputs.room)
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "glance_training", prepare)
@@ -139,7 +98,8 @@ def with_loaded_model(inputs: TrainingInputs, work: Callable[[Conditioned, torch
         guider.set_conds(_normal_tensors(inputs.positive), _normal_tensors(inputs.negative))
         samples, sampler = inputs.latents.clone(), _Work(work)
         sigmas = torch.tensor([1.0, 0.0])
-        guider.sample(torch.zeros_like(samples), samples, sampler, sigmas, disable_pbar=True, seed=inputs.seed)
+        mask = None if inputs.mask is None else inputs.mask.clone()
+        guider.sample(torch.zeros_like(samples), samples, sampler, sigmas, mask, disable_pbar=True, seed=inputs.seed)
         return sampler.result
 
 

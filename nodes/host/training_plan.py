@@ -34,7 +34,8 @@ class TrainingPlan:
     """What is trained in ComfyUI.
 
     plan: the distillation. positive: the first `prompts` are trained on, the rest is for the checks.
-    latents: pictures, or one latent of the size to train at. folder, name: of the pair. run_dir: of the unfinished run.
+    latents: pictures, or one latent of the size to train at; mask: its noise_mask. folder, name: of the pair. run_dir:
+    of the unfinished run.
     """
 
     plan: DistillPlan
@@ -50,13 +51,15 @@ class TrainingPlan:
     folder: Path
     name: str
     run_dir: RunDir
+    mask: torch.Tensor | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What tells this model and its training data from others."""
+        masks = [] if self.mask is None else [self.mask]
         return {
             "model": fingerprint(self.model),
-            "data": hash_of([self.positive, self.negative, self.latents]),
+            "data": hash_of([self.positive, self.negative, self.latents, *masks]),
         }
 
     @property

@@ -23,11 +23,12 @@ from ...glance_core.training.history import History
 from ...glance_core.training.part_trainer import TrainedStep
 from ...glance_core.training.student import Student
 from ...glance_core.training.trainer import Outcome
-from .base_model import compute_dtype, is_flow
+from .base_model import compute_dtype, is_flow, noise_scale
+from .conditioned import Conditioned
 from .model_sigmas import starting_noise
 from .node_progress import NodeProgress
 from .previews import Preview, preview
-from .training_model import Conditioned, TrainingInputs, student_of, with_loaded_model
+from .training_model import TrainingInputs, student_of, with_loaded_model
 from .training_plan import TrainingPlan
 
 # Added to the seed, so that no noise repeats: training rows come from one generator of the seed itself.
@@ -57,6 +58,7 @@ class HostModel:
         self.training, self.conditioned = training, conditioned
         self.module, self.device = training.model.model, training.model.load_device
         self.dtype, self.is_flow = compute_dtype(training.model), is_flow(training.model)
+        self.noise_scale = noise_scale(training.model)
         self.batch, self.pictures = training.plan.settings.batch, latents.float()
         self.slots: Mapping[str, Slot] = training.slots
         checks, held_out = training.plan.checks, training.held_out
@@ -157,6 +159,7 @@ def _inputs(training: TrainingPlan) -> TrainingInputs:
         training.plan.settings.seed,
         training.offload,
         training.room(),
+        training.mask,
     )
 
 

@@ -68,7 +68,7 @@ class Call:
 class LinearModel:
     """A DistillModel of five training prompts and three held-out ones, so that runs share them."""
 
-    device, dtype, batch, is_flow = torch.device("cpu"), torch.float32, 4, True
+    device, dtype, batch, is_flow, noise_scale = torch.device("cpu"), torch.float32, 4, True, 1.0
     held_out_text = f"{CHECKS} held-out prompts"
 
     def __init__(self, runs=RUNS):
