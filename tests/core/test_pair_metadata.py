@@ -52,6 +52,7 @@ def test_description_has_everything_that_was_found(version, rule_key, tmp_path):
         "phase": "slow",
         "base": ["flux"],
         "modules": 2,
+        "biases": 0,
         "parameters": 4 * 11 + 2 * 11,
         "rank": [2, 4],
         "alpha": [8.0],
