@@ -189,6 +189,9 @@ def _report(training: TrainingPlan, result: TrainingResult, loaded: str) -> str:
         f"sample with cfg {plan.student_cfg:g} on teacher steps {plan.split}",
         *map(str, result.files),
     ]
+    if result.unreached:
+        count, first = len(result.unreached), result.unreached[0]
+        lines.append(f"{count} of these layers have no effect in this model; the first is {first}")
     if result.everything:
         lines += [
             "everything that was trained (move both files to models/loras to try it):",

@@ -26,6 +26,7 @@ from ...glance_core.training.autograd.forward_patches import Forwards, forwards_
 from ...glance_core.training.autograd.lora_linear import FrozenLinear, Layer, Recomputed, WeightOf, plain_weight
 from ...glance_core.training.student import Student
 from ...glance_core.training.targets import PRESETS, finds_any, target_modules
+from .autograd_fit import fit_for_autograd
 from .base_model import base_of, check_needs_no_next_sigma, compute_dtype, describe
 from .conditioned import Conditioned, Kept
 from .host_caches import clear_caches
@@ -116,37 +117,6 @@ def _prepare(
         shape[0] = max(shape[0], -(-room // one))
     kwargs |= {"force_full_load": offload == "none", "force_offload": offload == "all"}
     return executor(model, shape, conds, *args, **kwargs)
-
-
-@contextmanager
-def fit_for_autograd(model: torch.nn.Module) -> Iterator[None]:
-    """Replace inference tensors, which autograd cannot save, by normal ones of the same memory; undone at the end.
-
-    Models that a node loaded consist of inference tensors.
-    """
-    changed: list[tuple[dict[str, Any], str, Any, Any]] = []
-    for module in model.modules():
-        for table, wrap in (
-            (module._parameters, partial(torch.nn.Parameter, requires_grad=False)),
-            (module._buffers, lambda tensor: tensor),
-        ):
-            for name, tensor in table.items():
-                plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
-                if plain and tensor.is_inference() and tensor.device.type != "meta":
-                    changed.append((table, name, tensor, wrap(_same_memory(tensor))))
-    try:
-        for table, name, _, normal in changed:
-            table[name] = normal
-        yield
-    finally:
-        for table, name, before, normal in changed:
-            if table.get(name) is normal and normal.data_ptr() == before.data_ptr():  # else ComfyUI moved it meanwhile
-                table[name] = before
-
-
-def _same_memory(tensor: torch.Tensor) -> torch.Tensor:
-    shared = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return shared.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def student_of(patcher: Any, velocity: RowVelocity, slots: Mapping[str, Slot], gradient_checkpointing: bool) -> Student:

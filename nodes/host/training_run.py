@@ -19,12 +19,15 @@ from ...glance_core.lora.slots import Slot
 from ...glance_core.sampling.velocity import RowVelocity
 from ...glance_core.schedule.split import FAST
 from ...glance_core.training import distill
+from ...glance_core.training.distill_plan import DistillPlan
 from ...glance_core.training.history import History
 from ...glance_core.training.part_trainer import TrainedStep
+from ...glance_core.training.preflight import preflight
 from ...glance_core.training.student import Student
 from ...glance_core.training.trainer import Outcome
 from .base_model import compute_dtype, is_flow, noise_scale
 from .conditioned import Conditioned
+from .log import log
 from .model_sigmas import starting_noise
 from .node_progress import NodeProgress
 from .previews import Preview, preview
@@ -40,7 +43,7 @@ class TrainingResult:
     """What a run wrote and gave.
 
     files: of the pair. everything: files with all that was trained, if not all was kept. pictures: what became of the
-    previews beside the files, as text.
+    previews beside the files, as text. unreached: chosen layers that have no effect in this model.
     """
 
     files: tuple[Path, Path]
@@ -49,6 +52,7 @@ class TrainingResult:
     seconds: float
     steps_per_second: float
     pictures: tuple[str, ...]
+    unreached: tuple[str, ...] = ()
 
 
 class HostModel:
@@ -132,22 +136,48 @@ def train(training: TrainingPlan, progress: NodeProgress) -> TrainingResult:
     """Train both adapters and write the pair. An interrupt keeps what is needed to continue."""
     started, plan = time.monotonic(), training.plan
 
-    def work(conditioned: Conditioned, latents: torch.Tensor) -> tuple[distill.Distilled, float, Image.Image | None]:
+    def work(conditioned: Conditioned, latents: torch.Tensor) -> _Worked:
         model = HostModel(training, conditioned, latents)
+        unreached = _preflight(plan, model)
         observer = TrainingObserver(training, model, progress)
         found = distill.distill(plan, model, observer, training.run_dir)
         speed = observer.steps_trained / max(observer.training_seconds, 1e-9)
-        return found, speed, _last_picture(training, observer, found.kept)
+        return _Worked(found, speed, _last_picture(training, observer, found.kept), unreached)
 
     with training.run_dir.alone():
-        found, speed, picture = with_loaded_model(_inputs(training), work)
+        worked = with_loaded_model(_inputs(training), work)
+        found = worked.found
         kept_in = training.files(training.run_dir.folder, training.name)
         everything = distill.write_all(plan, found, kept_in)
         comparison = found.ablation.comparison if found.ablation else None
         files = distill.write_kept(plan, found, training.files(training.folder, training.name), comparison)
         training.run_dir.remove()  # before the pictures: a kill from here on costs no more than them
-    pictures = _write_previews(files, picture)
-    return TrainingResult(files, everything, found, time.monotonic() - started, speed, pictures)
+    pictures = _write_previews(files, worked.picture)
+    seconds = time.monotonic() - started
+    return TrainingResult(files, everything, found, seconds, worked.speed, pictures, worked.unreached)
+
+
+@dataclass(frozen=True)
+class _Worked:
+    """What a run made while the model was loaded. speed: training steps per second."""
+
+    found: distill.Distilled
+    speed: float
+    picture: Image.Image | None
+    unreached: tuple[str, ...]
+
+
+def _preflight(plan: DistillPlan, model: HostModel) -> tuple[str, ...]:
+    """Try one step of training. Return the layers that no gradient reaches, and log them."""
+    unreached = preflight(model.student(plan.train_cfg), model.noise()[:1], plan.sigmas[0], torch.tensor([0]))
+    if unreached:
+        log.warning(
+            "Glance: %d of the %d chosen layers have no effect in this model; the first is %s",
+            len(unreached),
+            len(model.slots),
+            unreached[0],
+        )
+    return unreached
 
 
 def _inputs(training: TrainingPlan) -> TrainingInputs:

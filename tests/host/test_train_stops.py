@@ -42,9 +42,14 @@ def test_a_stopped_run_leaves_no_trace_on_the_model_and_resumes_bit_for_bit(kind
         assert whole.keys() == broken.keys() and all(torch.equal(whole[key], broken[key]) for key in whole)
 
 
+TRIAL = 2  # model calls that try one step before the first run
+
+
 def test_a_run_stopped_in_its_checks_resumes_without_training_again(loras, output, runs):
     model = tiny_models.build("flux")
-    calls = 50 + 2 * 4 + 1  # the teacher's, two phases of 4 steps, then the first one of the checks
+    calls = (
+        TRIAL + 50 + 2 * 4 + 1
+    )  # the trial's, the teacher's, two phases of 4 steps, then the first one of the checks
     with pytest.raises(KeyboardInterrupt):
         train_node.train(with_model_call(model, calls, stop), "flux", name="broken")
     assert train_node.files(runs) == ["broken.run.safetensors", "broken.teacher.safetensors"]
@@ -84,7 +89,7 @@ def test_an_interrupt_inside_a_model_call_keeps_the_finished_steps(loras, output
         comfy.model_management.interrupt_current_processing()
         return call()
 
-    patched = with_model_call(model, 57, interrupted)  # the teacher's 50 calls, then the seventh step
+    patched = with_model_call(model, TRIAL + 57, interrupted)  # after the teacher's 50 calls, in the seventh step
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train_node.train(patched, "flux")
     comfy.model_management.interrupt_current_processing(False)
@@ -96,7 +101,7 @@ def test_an_interrupt_inside_a_model_call_keeps_the_finished_steps(loras, output
 def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_good_state_is_kept(loras, output, runs):
     model = tiny_models.build("flux")
     before = tiny_models.state(model)
-    patched = with_model_call(model, 56, lambda call: call() * float("nan"))
+    patched = with_model_call(model, TRIAL + 56, lambda call: call() * float("nan"))
     message = r"stopped at step 2 of fast: the loss is nan; the last good state is in tiny.run.safetensors; lower"
     with pytest.raises(ValueError, match=message):
         train_node.train(patched, "flux")
