@@ -15,7 +15,7 @@ import torch
 
 from ..errors import AdapterError
 from ..models import MODELS, FusedLayout, base_model, titles
-from .factors import Factor
+from .factors import Factor, scaled_exactly
 from .keys import has_diffusers_names
 
 PREFIX = "transformer."
@@ -133,9 +133,7 @@ def _fused_parts(layout: FusedLayout, module: str, factor: Factor) -> dict[str, 
 
 def _folded(factor: Factor) -> Factor:
     """Return the same update with scale 1, in float32 if the file's own dtype cannot hold the scaled factor exactly."""
-    up = factor.up.double() * factor.scale
-    down, stored = factor.down, up.to(factor.up.dtype)
-    if not torch.equal(stored.double(), up) and stored.dtype in (torch.float16, torch.bfloat16):
-        down, stored = down.float(), up.float()
+    stored = scaled_exactly(factor.up, factor.scale)
+    down = factor.down if stored.dtype == factor.up.dtype else factor.down.float()
     # Clones: parts of one layer must not share memory in a file.
     return Factor(down.clone(), stored.contiguous(), float(factor.rank), 1.0, factor.source)

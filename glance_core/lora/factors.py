@@ -102,6 +102,13 @@ def checked_factor(
     return Factor(down, up, alpha, scale, source)
 
 
+def scaled_exactly(tensor: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return scale * tensor, in float32 if its own dtype cannot hold that exactly."""
+    exact = tensor.double() * scale
+    stored = exact.to(tensor.dtype)
+    return stored if torch.equal(stored.double(), exact) else exact.float()
+
+
 def _readable(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor in a dtype that torch computes with; the values stay the same."""
     return tensor.to(torch.bfloat16) if tensor.dtype in _EIGHT_BIT else tensor

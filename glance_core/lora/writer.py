@@ -14,7 +14,7 @@ from ..errors import AdapterError
 from ..models import possible_bases
 from . import diffusers as diffusers_layout
 from . import keys
-from .factors import Bias, Factor
+from .factors import Bias, Factor, scaled_exactly
 from .metadata import PairMetadata, written_metadata
 from .reader import Adapter
 from .safetensors_io import write_new
@@ -60,17 +60,10 @@ def write_adapter(
         f"{prefix}{module}.alpha": torch.tensor(f.scale * f.rank, dtype=torch.float32) for module, f in factors.items()
     }
     vectors = {
-        f"{prefix}{module}.{keys.DIFFERENCE}": _scaled(bias.vector, bias.scale)
+        f"{prefix}{module}.{keys.DIFFERENCE}": scaled_exactly(bias.vector, bias.scale)
         for module, bias in (biases or {}).items()
     }
     return _write(Path(path), _Layout(prefix, factors, alphas | vectors), pair, others or {})
-
-
-def _scaled(vector: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return scale * vector, in float32 if its own dtype cannot hold that exactly."""
-    exact = vector.double() * scale
-    stored = exact.to(vector.dtype)
-    return stored if torch.equal(stored.double(), exact) else exact.float()
 
 
 def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = None, layout: str = COMFYUI) -> Path:
