@@ -19,8 +19,11 @@ _COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def base_of(patcher: Any) -> BaseModel:
     """Return the model's row of models.py."""
     config = getattr(patcher.model, "model_config", None)
-    unet_config = getattr(config, "unet_config", None) or {}
-    return identify(type(patcher.model).__name__, type(config).__name__, unet_config)
+    return identify(type(patcher.model).__name__, type(config).__name__, _unet_config(patcher))
+
+
+def _unet_config(patcher: Any) -> Mapping[str, Any]:
+    return getattr(getattr(patcher.model, "model_config", None), "unet_config", None) or {}
 
 
 def describe(patcher: Any) -> str:
@@ -47,9 +50,9 @@ def is_flow(patcher: Any) -> bool:
 
 def noise_scale(patcher: Any) -> float:
     """Return the standard deviation of the noise that the model is trained on: 1, but for a few models."""
-    sampling = patcher.get_model_object("model_sampling")
-    if not isinstance(sampling, comfy.model_sampling.CONST):
+    if not is_flow(patcher):
         return 1.0
+    sampling = patcher.get_model_object("model_sampling")
     return float(sampling.noise_scaling(torch.ones(1), torch.ones(1), torch.zeros(1)))
 
 
@@ -63,8 +66,7 @@ def check_flow(patcher: Any, what: str) -> None:
 
 def check_needs_no_next_sigma(patcher: Any) -> None:
     """Raise GlanceError for models whose answer depends on the run's next sigma, so that no step stands for itself."""
-    config = getattr(patcher.model, "model_config", None)
-    if (getattr(config, "unet_config", None) or {}).get("meanflow"):
+    if _unet_config(patcher).get("meanflow"):
         raise GlanceError(
             f"{type(patcher.model).__name__} is a MeanFlow model, made for few steps: what it answers depends on where "
             "the next step goes. It cannot be trained, calibrated or plotted; use the model that it was distilled from"

@@ -25,19 +25,20 @@ _warned: set[str] = set()
 
 def clear_caches(patcher: Any) -> None:
     """Empty every cache of a MODEL and of the patches on it."""
-    for clear in _own(patcher.model.diffusion_model):
-        clear()
+    for module in patcher.model.diffusion_model.modules():
+        for clear in _own(module):
+            clear()
     patcher.model_patches_call_function("cleanup")
     for name, value in patcher.model_options.get("transformer_options", {}).items():
-        clear = next((getattr(value, way) for way in _CLEARS_ITSELF if callable(getattr(value, way, None))), None)
-        if "cache" in name and clear is not None:
-            clear()
+        way = next((way for way in _CLEARS_ITSELF if callable(getattr(value, way, None))), None)
+        if "cache" in name and way is not None:
+            getattr(value, way)()
 
 
 def warn_of_unknown_caches(patcher: Any) -> None:
     """Log each cache that `clear_caches` cannot empty, once for each class."""
     for module in patcher.model.diffusion_model.modules():
-        if next(_own_of(module), None) is not None:
+        if next(_own(module), None) is not None:
             continue
         for name, value in vars(module).items():
             place = f"{type(module).__name__}.{name}"
@@ -50,13 +51,8 @@ def warn_of_unknown_caches(patcher: Any) -> None:
                 )
 
 
-def _own(model: torch.nn.Module) -> Iterator[Callable[[], Any]]:
-    """Yield the model's own functions that empty a cache."""
-    for module in model.modules():
-        yield from _own_of(module)
-
-
-def _own_of(module: torch.nn.Module) -> Iterator[Callable[[], Any]]:
+def _own(module: torch.nn.Module) -> Iterator[Callable[[], Any]]:
+    """Yield the module's own functions that empty a cache."""
     for name in _clearing_methods(type(module)):
         yield getattr(module, name)
 

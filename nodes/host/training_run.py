@@ -169,7 +169,8 @@ class _Worked:
 
 def _preflight(plan: DistillPlan, model: HostModel) -> tuple[str, ...]:
     """Try one step of training. Return the layers that no gradient reaches, and log them."""
-    unreached = preflight(model.student(plan.train_cfg), model.noise()[:1], plan.sigmas[0], torch.tensor([0]))
+    noise = model.noise_of(1, plan.settings.seed)
+    unreached = preflight(model.student(plan.train_cfg), noise, plan.sigmas[0], torch.tensor([0]))
     if unreached:
         log.warning(
             "Glance: %d of the %d chosen layers have no effect in this model; the first is %s",
