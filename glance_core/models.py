@@ -1,28 +1,22 @@
 """Everything that differs between base models, one row each. No other module names a model.
 
 To add a base model, add a row to MODELS. Fields that a row leaves out mean: nothing known, use the general rule.
-Sources: the scheduler configurations of Qwen-Image and FLUX.1-dev (sigma rules), arXiv 2512.02899 and its reference
-code CSU-JPG/Glance at 88bac37 (targets, recipes), ComfyUI 0.33 (class names), diffusers' conversion of the published
-FLUX weights (layer names), kohya's trainers and SwarmUI (ModelSpec names).
+Sources: the scheduler configurations of Qwen-Image and FLUX.1-dev and the scheduler nodes of ComfyUI 0.33 (sigma
+rules), arXiv 2512.02899 and its reference code CSU-JPG/Glance at 88bac37 (targets, recipes), ComfyUI 0.33 (class
+names), diffusers' conversion of the published FLUX weights (layer names), kohya's trainers and SwarmUI (ModelSpec
+names).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-
-@dataclass(frozen=True)
-class DynamicShift:
-    """A sigma rule: shift exp(mu), mu linear in the token count, the last sigma before 0 stretched to `terminal`."""
-
-    name: str
-    tokens: tuple[int, int]
-    mu: tuple[float, float]
-    terminal: float | None = None
+from .sigma_rules import DynamicShift, EmpiricalShift, LinearQuadratic, LogitNormal, MuLine, SigmaRule
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,8 @@ class BaseModel:
     classes: ComfyUI's model classes. A class that derives from one of them is a model of its own until a row lists it.
     configs, unet_config: ComfyUI's configuration classes, and settings, where a class is shared by several models.
     sigma_rule: None means the host's own sigmas. pixels_per_token, latents_per_token: side of the square that one
-    token covers.
+    token of the rule covers. frames_per_latent: how many frames of a video a latent frame holds after the first, for a
+    rule that counts the tokens of every latent frame; 0 for rules that count those of one.
     module_patterns: regular expressions of module names, most telling first ("" where a place is empty).
     same_names: diffusers and ComfyUI name the modules alike. fused: diffusers' names for fused layers; trains_parts:
     adapters train those parts, which the paper and other tools know, not whole layers.
@@ -80,7 +75,8 @@ class BaseModel:
     classes: tuple[str, ...] = ()
     configs: tuple[str, ...] = ()
     unet_config: Mapping[str, Any] = field(default_factory=dict)
-    sigma_rule: DynamicShift | None = None
+    sigma_rule: SigmaRule | None = None
+    frames_per_latent: int = 0
     pixels_per_token: int = 16
     latents_per_token: int = 2
     module_patterns: tuple[str, ...] = ()
@@ -97,6 +93,7 @@ class BaseModel:
 
 
 _FLUX_SHIFT = DynamicShift("flux", tokens=(256, 4096), mu=(0.5, 1.15))
+_LTX_SHIFT = DynamicShift("ltxv", tokens=(1024, 4096), mu=(0.95, 2.05), terminal=0.1)
 _FLUX_LAYOUT = FusedLayout(
     blocks={"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"},
     layers={
@@ -153,7 +150,8 @@ _ROWS = (
         modelspec="flux-1-dev", kohya="flux1", teacher_cfg=1,
     ),
     BaseModel(
-        "flux-schnell", configs=("FluxSchnell",), fused=_FLUX_LAYOUT, modelspec="flux-1-schnell", kohya="flux1",
+        "flux-schnell", configs=("FluxSchnell",), fused=_FLUX_LAYOUT,
+        modelspec="flux-1-schnell", kohya="flux1",
     ),
     BaseModel(
         "glance-tiny", "the embedded model", configs=("FluxSchnell",),
@@ -168,8 +166,28 @@ _ROWS = (
         ),
         teacher_cfg=4, latent_size=(16, 16),
     ),
-    BaseModel("flux2", classes=("Flux2",), module_patterns=_FLUX_NAMES),
+    BaseModel(
+        "flux2", classes=("Flux2",), module_patterns=_FLUX_NAMES,
+        sigma_rule=EmpiricalShift(
+            "flux2", few=MuLine(10, 8.73809524e-05, 1.89833333), many=MuLine(200, 0.00016927, 0.45666666),
+            most_tokens=4300,
+        ),
+        latents_per_token=1,
+    ),
     BaseModel("chroma", classes=("Chroma", "ChromaRadiance"), module_patterns=_FLUX_NAMES),
+    BaseModel(
+        "ltxv", classes=("LTXV",), sigma_rule=_LTX_SHIFT, pixels_per_token=32, latents_per_token=1,
+        frames_per_latent=8,
+    ),
+    BaseModel(
+        "ltxav", classes=("LTXAV",), sigma_rule=_LTX_SHIFT, pixels_per_token=32, latents_per_token=1,
+        frames_per_latent=8,
+    ),
+    BaseModel(
+        "ideogram4", classes=("Ideogram4",), latents_per_token=1,
+        sigma_rule=LogitNormal("ideogram4", mean=0.5, spread=1.75, tokens=1024, highest=1 / (1 + math.exp(-9))),
+    ),
+    BaseModel("genmomochi", classes=("GenmoMochi",), sigma_rule=LinearQuadratic("mochi", threshold=0.025)),
     BaseModel("longcat-image", classes=("LongCatImage",)),
     BaseModel("mageflow", classes=("MageFlow",)),
     BaseModel(
@@ -206,9 +224,11 @@ _ROWS = (
 )  # fmt: skip
 
 MODELS: Mapping[str, BaseModel] = MappingProxyType({row.name: row for row in _ROWS})
-DYNAMIC_SHIFTS: Mapping[str, DynamicShift] = MappingProxyType(
+RULES: Mapping[str, SigmaRule] = MappingProxyType(
     {row.sigma_rule.name: row.sigma_rule for row in _ROWS if row.sigma_rule}
 )
+# Rules of the models that the paper trained, for which it published moves beside the sigmas.
+PAPER_RULES = tuple(row.sigma_rule.name for row in _ROWS if row.sigma_rule and row.paper_targets)
 # Base models that module names alone can tell.
 KNOWN_BY_NAMES = frozenset(row.name for row in _ROWS if row.module_patterns)
 
@@ -216,6 +236,11 @@ KNOWN_BY_NAMES = frozenset(row.name for row in _ROWS if row.module_patterns)
 def base_model(name: str) -> BaseModel:
     """Return the row of this name, or a row of general rules for a model without one."""
     return MODELS.get(name) or BaseModel(name)
+
+
+def row_of_rule(rule: str) -> BaseModel:
+    """Return the first row with this sigma rule, or a row of general rules."""
+    return next((row for row in _ROWS if row.sigma_rule and row.sigma_rule.name == rule), BaseModel(rule))
 
 
 def identify(model_class: str, config_class: str, unet_config: Mapping[str, Any]) -> BaseModel:

@@ -12,9 +12,18 @@ from ..glance_core.plots.calibration_plot import plot_calibration
 from ..glance_core.sampling.rollout import Teacher
 from ..glance_core.schedule.plan import StepPlan
 from .host.conditioned import Conditioned
-from .host.host_teacher import HostTeacher, host_teacher
+from .host.host_teacher import HostTeacher, TeacherChoices, host_teacher
 from .host.node_progress import NodeProgress, as_image
-from .inputs import CATEGORY, SETTINGS, batch_input, schedule_input, seed_input, teacher_inputs, teacher_runs_input
+from .inputs import (
+    CATEGORY,
+    SETTINGS,
+    batch_input,
+    schedule_input,
+    seed_input,
+    sigmas_input,
+    teacher_inputs,
+    teacher_runs_input,
+)
 
 _FEWEST_RUNS = 8
 
@@ -55,6 +64,7 @@ class CalibrateGlance(io.ComfyNode):
                 seed_input(),
                 teacher_runs_input("Full runs, one prompt after the other. 0: one for each prompt, at least 8."),
                 batch_input(),
+                sigmas_input(),
             ],
             outputs=[
                 SETTINGS.Output(
@@ -80,8 +90,11 @@ class CalibrateGlance(io.ComfyNode):
         negative: list[Any] | None = None,
         teacher_runs: list[int] | None = None,
         batch_size: list[int] | None = None,
+        sigmas: list[Any] | None = None,
     ) -> io.NodeOutput:
-        teacher = host_teacher(model[0], positive, negative, latent_image[0], cfg[0], schedule[0])
+        teacher = host_teacher(
+            model[0], positive, negative, TeacherChoices(latent_image[0], cfg[0], schedule[0], (sigmas or [None])[0])
+        )
         runs = (teacher_runs or [0])[0] or max(_FEWEST_RUNS, len(teacher.prompts))
         budget = Budget(model_calls[0], cfg[0], seconds[0])
         progress = NodeProgress(getattr(cls.hidden, "unique_id", None), 1)
@@ -95,7 +108,7 @@ class CalibrateGlance(io.ComfyNode):
         name = type(model[0].model).__name__
         title = f"{name}, {model_calls[0]} model calls: {found.comparison.gain:+.2f} dB over even steps"
         picture = as_image(plot_calibration(found, teacher.sigmas.values, title))
-        settings = Settings(teacher.sigmas.rule, found.split, found.solver, cfg[0])
+        settings = Settings(teacher.sigmas.rule, found.split, found.solver, cfg[0], teacher.sigmas.listed)
         return io.NodeOutput(settings, picture, _report(found, teacher, cfg[0], runs))
 
 

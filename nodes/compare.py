@@ -25,7 +25,7 @@ from .host.node_progress import as_image
 from .host.patcher import metadata_of, pair_of
 from .host.phase_run import StepChoice, phase_run
 from .host.sampling_run import Scene, sample, tagged_sigmas
-from .inputs import CATEGORY, cfg_input, seed_input, settings_input
+from .inputs import CATEGORY, cfg_input, seed_input, settings_input, sigmas_input
 
 TILE = 384  # pixels, the longest side of a picture in the grid
 _SHOWN = 4  # pictures of each method
@@ -95,6 +95,7 @@ class GlanceCompare(io.ComfyNode):
                     tooltip="The sampler of the second base row.",
                 ),
                 settings_input("From Calibrate Glance: one more row, the base with these settings."),
+                sigmas_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="A row for each method, with its first four pictures."),
@@ -117,6 +118,7 @@ class GlanceCompare(io.ComfyNode):
         cfg: float,
         second_order: str,
         settings: Settings | None = None,
+        sigmas: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         if pair_of(with_pair) is None:
             raise ScheduleError("with_pair carries no Glance pair; wire the MODEL of Load Glance LoRA")
@@ -124,13 +126,13 @@ class GlanceCompare(io.ComfyNode):
             raise ScheduleError("model carries a Glance pair; wire the model from before Load Glance LoRA")
         bench = _Bench(Scene(positive, negative, latent_image, seed), vae)
         shape, metadata = latent_shape(with_pair, latent_image), metadata_of(with_pair)
-        sigmas = torch.tensor(model_sigmas(with_pair, shape, AUTO, metadata).values)
+        levels = torch.tensor(model_sigmas(with_pair, shape, AUTO, metadata, sigmas).values)
         euler, second = (comfy.samplers.sampler_object(name) for name in ("euler", second_order))
-        bench.warm_up(Run("", model, cfg, euler, sigmas))
-        teacher = bench.sampled(Run("teacher", model, cfg, euler, sigmas))
-        rows = [bench.compared(teacher, _pair_run(with_pair, latent_image, cfg))]
-        count = max(1, min(len(sigmas) - 1, round(rows[0].nfe / (1 if cfg == 1 else 2))))
-        even = sigmas[[*even_steps(count, len(sigmas) - 1), -1]]
+        bench.warm_up(Run("", model, cfg, euler, levels))
+        teacher = bench.sampled(Run("teacher", model, cfg, euler, levels))
+        rows = [bench.compared(teacher, _pair_run(with_pair, latent_image, cfg, sigmas))]
+        count = max(1, min(len(levels) - 1, round(rows[0].nfe / (1 if cfg == 1 else 2))))
+        even = levels[[*even_steps(count, len(levels) - 1), -1]]
         rows.append(bench.compared(teacher, Run("base, euler", model, cfg, euler, even)))
         rows.append(bench.compared(teacher, Run(f"base, {second_order}", model, cfg, second, even)))
         if settings is not None:
@@ -141,11 +143,11 @@ class GlanceCompare(io.ComfyNode):
         return io.NodeOutput(as_image(comparison_sheet(labelled, (), TILE)), _table(teacher, rows))
 
 
-def _pair_run(with_pair: Any, latent: Any, cfg: float) -> Run:
+def _pair_run(with_pair: Any, latent: Any, cfg: float, sigmas: torch.Tensor | None) -> Run:
     """Return what Phase Split Sampler does by default: the pair's steps, else 5 + 5; its solver, else Euler."""
     metadata = metadata_of(with_pair)
     counts = (len(metadata.split.slow), len(metadata.split.fast)) if metadata.split else (5, 5)
-    found = phase_run(with_pair, latent, StepChoice(*counts))
+    found = phase_run(with_pair, latent, StepChoice(*counts, sigmas=sigmas))
     own_cfg = 1.0 if found.solver else metadata.guidance or cfg
     return Run("pair", with_pair, own_cfg, found.sampler, tagged_sigmas(found.schedule))
 

@@ -27,6 +27,15 @@ def schedule_input() -> Any:
     )
 
 
+def sigmas_input() -> Any:
+    """Return the input for the teacher's whole list of sigmas."""
+    return io.Sigmas.Input(
+        "sigmas",
+        optional=True,
+        tooltip="From the scheduler node that you use with all steps, with all of its steps. Replaces schedule.",
+    )
+
+
 def step_inputs() -> list[Any]:
     """Return the numbers of steps of both phases."""
     return [

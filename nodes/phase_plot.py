@@ -17,9 +17,18 @@ from ..glance_core.schedule.plan import even_steps
 from ..glance_core.schedule.sigmas import TEACHER_STEPS
 from ..glance_core.schedule.split import PRESETS, Split, split_steps
 from .host.conditioned import Conditioned
-from .host.host_teacher import host_teacher
+from .host.host_teacher import TeacherChoices, host_teacher
 from .host.node_progress import NodeProgress, as_image
-from .inputs import CATEGORY, SETTINGS, batch_input, schedule_input, seed_input, teacher_inputs, teacher_runs_input
+from .inputs import (
+    CATEGORY,
+    SETTINGS,
+    batch_input,
+    schedule_input,
+    seed_input,
+    sigmas_input,
+    teacher_inputs,
+    teacher_runs_input,
+)
 
 Choices = Mapping[str, tuple[int, ...]]
 
@@ -44,6 +53,7 @@ class GlancePhasePlot(io.ComfyNode):
                 seed_input(),
                 teacher_runs_input("Full runs, one prompt after the other. 0: one for each prompt."),
                 batch_input(),
+                sigmas_input(),
             ],
             outputs=[
                 SETTINGS.Output(
@@ -69,23 +79,26 @@ class GlancePhasePlot(io.ComfyNode):
         negative: list[Any] | None = None,
         teacher_runs: list[int] | None = None,
         batch_size: list[int] | None = None,
+        sigmas: list[Any] | None = None,
     ) -> io.NodeOutput:
-        teacher = host_teacher(model[0], positive, negative, latent_image[0], cfg[0], schedule[0])
+        teacher = host_teacher(
+            model[0], positive, negative, TeacherChoices(latent_image[0], cfg[0], schedule[0], (sigmas or [None])[0])
+        )
         runs = (teacher_runs or [0])[0] or len(teacher.prompts)
         progress = NodeProgress(getattr(cls.hidden, "unique_id", None), runs * teacher.steps)
         progress.stage("teacher", runs * teacher.steps)
-        sigmas, batch = teacher.sigmas.values, (batch_size or [4])[0]
+        levels, batch = teacher.sigmas.values, (batch_size or [4])[0]
 
         def work(conditioned: Conditioned) -> TrajectoryProfile:
-            core = Teacher(conditioned.velocity(cfg[0]), sigmas, batch, progress.tick)
+            core = Teacher(conditioned.velocity(cfg[0]), levels, batch, progress.tick)
             found = rollout(core, teacher.noise(runs, seed[0]), range(teacher.steps))
-            return profile_trajectory(found.states, sigmas)
+            return profile_trajectory(found.states, levels)
 
         profile = teacher.run(seed[0], work)
         split = profile.split(profile.best_steps(steps[0]))
         choices = _choices(split, steps[0], teacher.steps)
-        solver = guided_solver(build_schedule(sigmas, split).sigmas, cfg[0])
-        settings = Settings(teacher.sigmas.rule, split, solver, cfg[0])
+        solver = guided_solver(build_schedule(levels, split).sigmas, cfg[0])
+        settings = Settings(teacher.sigmas.rule, split, solver, cfg[0], teacher.sigmas.listed)
         title = f"{type(model[0].model).__name__}, {teacher.steps} steps, cfg {cfg[0]:g}, {runs} runs"
         picture = as_image(plot_trajectory(profile, choices, split, title))
         head = f"teacher: {profile.steps} steps on {teacher.sigmas.rule} sigmas, {runs} runs"

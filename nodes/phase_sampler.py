@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.samplers
+import torch
 from comfy_api.latest import io
 
 from ..glance_core.calibration.calibrate import Settings
-from ..glance_core.models import DYNAMIC_SHIFTS, cfg_hint
+from ..glance_core.models import PAPER_RULES, cfg_hint
 from .host.log import log
 from .host.model_sigmas import AUTO
 from .host.phase_run import StepChoice, phase_run
@@ -22,6 +23,7 @@ from .inputs import (
     schedule_input,
     seed_input,
     settings_input,
+    sigmas_input,
     step_inputs,
     teacher_steps_input,
 )
@@ -59,6 +61,7 @@ class PhaseSplitSampler(io.ComfyNode):
                 denoise_input(),
                 teacher_steps_input(),
                 settings_input("From Calibrate Glance. Replaces schedule, steps and sampler."),
+                sigmas_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
         )
@@ -83,8 +86,9 @@ class PhaseSplitSampler(io.ComfyNode):
         denoise: float,
         teacher_steps: str = "",
         settings: Settings | None = None,
+        sigmas: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        choice = StepChoice(slow_steps, fast_steps, schedule, teacher_steps, denoise, settings)
+        choice = StepChoice(slow_steps, fast_steps, schedule, teacher_steps, denoise, settings, sigmas)
         run = phase_run(model, latent_image, choice, sampler_name)
         if run.solver is not None:
             cfg = 1.0  # for the preview; the solver combines both predictions itself
@@ -109,6 +113,7 @@ class GlanceScheduler(io.ComfyNode):
                 teacher_steps_input(),
                 denoise_input(),
                 settings_input("From Calibrate Glance. Replaces schedule and steps."),
+                sigmas_input(),
             ],
             outputs=[
                 io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustom. They carry the phase boundary."),
@@ -133,8 +138,9 @@ class GlanceScheduler(io.ComfyNode):
         denoise: float,
         teacher_steps: str = "",
         settings: Settings | None = None,
+        sigmas: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        choice = StepChoice(slow_steps, fast_steps, schedule, teacher_steps, denoise, settings)
+        choice = StepChoice(slow_steps, fast_steps, schedule, teacher_steps, denoise, settings, sigmas)
         run = phase_run(model, latent_image, choice)
         return io.NodeOutput(tagged_sigmas(run.schedule), run.sampler)
 
@@ -152,7 +158,7 @@ class GlanceReferenceSampler(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "schedule",
-                    options=[AUTO, *DYNAMIC_SHIFTS],
+                    options=[AUTO, *PAPER_RULES],
                     optional=True,
                     advanced=True,
                     tooltip="The sigmas that the sample moves along. auto: by the pair or the model.",

@@ -15,7 +15,16 @@ from .host.pair_loading import load_pair
 from .host.training_choices import TrainingChoices, TrainingOptions, training_plan
 from .host.training_plan import TrainingPlan
 from .host.training_run import TrainingResult, train
-from .inputs import CATEGORY, OPTIONS, negative_input, seed_input, settings_input, step_inputs, teacher_cfg_input
+from .inputs import (
+    CATEGORY,
+    OPTIONS,
+    negative_input,
+    seed_input,
+    settings_input,
+    sigmas_input,
+    step_inputs,
+    teacher_cfg_input,
+)
 
 _NAME = re.compile(r"[\w][\w .()+-]{0,99}")
 _LISTS = ("negative", "check_prompts")
@@ -117,6 +126,7 @@ class TrainGlanceAdapter(io.ComfyNode):
                 ),
                 settings_input("From Calibrate Glance: the steps to train, and the solver to start from."),
                 OPTIONS.Input("options", optional=True, tooltip="From Glance Training Options."),
+                sigmas_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the pair, for Phase Split Sampler."),

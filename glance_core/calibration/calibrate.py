@@ -34,12 +34,16 @@ _FEWEST_RUNS = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """What a sampler needs: the sigma rule, the teacher steps, and the solver for them. guidance: the teacher's."""
+    """What a sampler needs: the sigma rule, the teacher steps, and the solver for them.
+
+    guidance: the teacher's. sigmas: the teacher's whole list, if the rule is `list`.
+    """
 
     rule: str
     split: Split
     solver: Solver
     guidance: float
+    sigmas: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

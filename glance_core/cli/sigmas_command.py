@@ -6,19 +6,21 @@ import argparse
 import json
 
 from ..errors import ScheduleError
+from ..models import row_of_rule
 from ..schedule.phase_schedule import build_schedule
-from ..schedule.sigmas import FIXED_SHIFT, HOST, SIGMA_RULES, TEACHER_STEPS, image_tokens, teacher_sigmas
+from ..schedule.sigmas import FIXED_SHIFT, HOST, LISTED, SIGMA_RULES, TEACHER_STEPS, image_tokens, teacher_sigmas
 from ..schedule.split import parse_split, parse_steps, split_steps
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    rules = [rule for rule in SIGMA_RULES if rule != HOST]
+    rules = [rule for rule in SIGMA_RULES if rule not in (HOST, LISTED)]
     parser.add_argument("--model", required=True, choices=rules, help="the teacher's sigma rule")
     parser.add_argument(
-        "--width", type=int, default=1024, help="of the picture in pixels, rounded down to 16 (default 1024)"
+        "--width", type=int, default=1024, help="of the picture in pixels, rounded down to whole tokens (default 1024)"
     )
     parser.add_argument("--height", type=int, default=1024, help="likewise")
+    parser.add_argument("--frames", type=int, help="of a video, for rules that count them (default 1)")
     parser.add_argument("--shift", type=float, help="for --model shift, for example 3.0")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", default="5+5", help="steps of Slow + Fast (default 5+5)")
@@ -31,9 +33,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _tokens(options: argparse.Namespace) -> int:
+    row, frames = row_of_rule(options.model), options.frames
+    tokens = image_tokens(options.width, options.height, row.pixels_per_token)
+    if frames is None:
+        return tokens
+    if not row.frames_per_latent:
+        raise ScheduleError(f"--frames has no effect on the {options.model} sigmas; leave it out")
+    if frames < 1:
+        raise ScheduleError(f"--frames is {frames}; a video has at least 1")
+    latents = 1 + (int(frames) - 1) // row.frames_per_latent
+    return tokens * latents
+
+
 def run(options: argparse.Namespace) -> None:
     """Print the schedule. Raises ScheduleError."""
-    tokens = image_tokens(options.width, options.height)
+    tokens = _tokens(options)
     teacher = teacher_sigmas(options.model, options.teacher_steps, tokens=tokens, shift=options.shift)
     if options.shift is not None and options.model != FIXED_SHIFT:
         raise ScheduleError(

@@ -12,7 +12,7 @@ from .. import __version__
 from ..errors import AdapterError, ScheduleError, printable
 from ..models import base_model
 from ..sampling.solver import Solver
-from ..schedule.sigmas import FIXED_SHIFT, HOST, MOST_TEACHER_STEPS, SIGMA_RULES
+from ..schedule.sigmas import FIXED_SHIFT, HOST, LISTED, MOST_TEACHER_STEPS, SIGMA_RULES, teacher_sigmas
 from ..schedule.split import FAST, SLOW, Split, parse_steps
 from .safetensors_io import HASH
 
@@ -34,12 +34,12 @@ class PairMetadata:
     """How an adapter was trained; None where the file does not say.
 
     phase: `slow` or `fast`. base: the base model's name in models.py; fingerprint: a hash of its weights' names and
-    shapes. sigma_rule, teacher_steps: the teacher's sigmas; shift: if the rule is `shift`. steps: the split, 1-based
-    (`1,3|11,50`). sigmas: those of this phase. partner: the other file's name. pair: an identifier that both share.
-    objective, fold_guidance, guidance, rank, alpha, seed: the training; guidance is what to sample with. solver:
-    `Solver.dumps()` of the solver for these steps. resolution: trained size, `1024x1024`. psnr_pair, psnr_base: how
-    close pair and base came to the teacher, dB. kept: the trained components that helped, the others have no effect;
-    comparison: what the ablation found, as text.
+    shapes. sigma_rule, teacher_steps: the teacher's sigmas; shift: if the rule is `shift`; teacher_sigmas: all of them,
+    if the rule is `list`. steps: the split, 1-based (`1,3|11,50`). sigmas: those of this phase. partner: the other
+    file's name. pair: an identifier that both share. objective, fold_guidance, guidance, rank, alpha, seed: the
+    training; guidance is what to sample with. solver: `Solver.dumps()` of the solver for these steps. resolution:
+    trained size, `1024x1024`. psnr_pair, psnr_base: how close pair and base came to the teacher, dB. kept: the trained
+    components that helped, the others have no effect; comparison: what the ablation found, as text.
     """
 
     phase: str | None = None
@@ -48,6 +48,7 @@ class PairMetadata:
     sigma_rule: str | None = None
     teacher_steps: int | None = None
     shift: float | None = None
+    teacher_sigmas: tuple[float, ...] | None = None
     steps: str | None = None
     sigmas: tuple[float, ...] | None = None
     partner: str | None = None
@@ -101,6 +102,7 @@ _READERS: dict[str, Any] = {
     "psnr_pair": _finite,
     "psnr_base": _finite,
     "sigmas": _sigmas,
+    "teacher_sigmas": _sigmas,
     "fold_guidance": _boolean,
 }
 
@@ -162,6 +164,11 @@ def _check(name: str, found: PairMetadata, names: Mapping[str, str]) -> None:
         )
     if found.sigma_rule == FIXED_SHIFT and found.shift is None:
         raise AdapterError(f"{name}: {rule_key} is shift but glance.shift is missing; the file was edited or damaged")
+    if found.sigma_rule == LISTED:
+        try:
+            teacher_sigmas(LISTED, found.teacher_steps or 0, sigmas=found.teacher_sigmas)
+        except ScheduleError as error:
+            raise AdapterError(f"{name}: {rule_key} is list, and glance.teacher_sigmas: {error}") from error
     if found.teacher_steps is not None and not 2 <= found.teacher_steps <= MOST_TEACHER_STEPS:
         raise AdapterError(
             f"{name}: glance.teacher_steps is {found.teacher_steps}; it must lie between 2 and {MOST_TEACHER_STEPS}"

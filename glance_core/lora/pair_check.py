@@ -8,7 +8,7 @@ from ..errors import AdapterError
 from ..schedule.split import FAST, SLOW
 from .reader import Adapter
 
-_COMMON_FIELDS = ("sigma_rule", "shift", "teacher_steps", "steps", "fingerprint")
+_COMMON_FIELDS = ("sigma_rule", "shift", "teacher_sigmas", "teacher_steps", "steps", "fingerprint")
 
 
 def check_pair(slow: Adapter, fast: Adapter) -> tuple[str, ...]:

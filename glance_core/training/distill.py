@@ -24,6 +24,7 @@ from ..sampling.cheap_teacher import CheapTeacher, find_cheap_teacher
 from ..sampling.rollout import Teacher, TeacherTrajectory, rollout
 from ..sampling.solver import guided_solver, solve
 from ..sampling.velocity import RowVelocity, Tick, in_batches
+from ..schedule.sigmas import LISTED
 from ..schedule.split import FAST, SLOW
 from ..switch import PhaseSwitch, PhaseWeights, phase_index
 from .ablation import AblationResult, select_components
@@ -275,6 +276,7 @@ def _write(
     about = replace(
         files.about,
         sigma_rule=plan.rule,
+        teacher_sigmas=plan.sigmas if plan.rule == LISTED else None,
         teacher_steps=plan.split.teacher_steps,
         steps=str(plan.split),
         objective=str(plan.objective),

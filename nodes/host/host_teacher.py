@@ -36,7 +36,7 @@ class HostTeacher:
     @property
     def steps(self) -> int:
         """How many steps it takes."""
-        return len(self.sigmas.values) - 1
+        return self.sigmas.steps
 
     def noise(self, runs: int, seed: int) -> torch.Tensor:
         """Return the start of its runs (runs, ...)."""
@@ -48,11 +48,19 @@ class HostTeacher:
         return with_loaded_model(inputs, lambda conditioned, _: work(conditioned))
 
 
-def host_teacher(
-    patcher: Any, positive: list[Any], negative: list[Any] | None, latent: Any, cfg: float, schedule: str
-) -> HostTeacher:
+@dataclass(frozen=True)
+class TeacherChoices:
+    """What a user chose for the full run. sigmas: its whole list, in place of schedule."""
+
+    latent: Any
+    cfg: float
+    schedule: str
+    sigmas: torch.Tensor | None = None
+
+
+def host_teacher(patcher: Any, positive: list[Any], negative: list[Any] | None, choices: TeacherChoices) -> HostTeacher:
     """Return the teacher of these inputs. Raises ScheduleError for what cannot be one."""
-    prompts, negatives = entries(positive), entries(negative)
+    prompts, negatives, cfg = entries(positive), entries(negative), choices.cfg
     if cfg != 1 and not negatives:
         raise ScheduleError(
             f"cfg is {cfg:g} but no negative prompt is wired; wire one, even an empty one, or set cfg to 1"
@@ -61,10 +69,10 @@ def host_teacher(
         raise ScheduleError(
             "the model carries a Glance pair, but its own steps are needed; wire the model from before Load Glance LoRA"
         )
-    samples = fixed_latent(patcher, latent)[:1]
+    samples = fixed_latent(patcher, choices.latent)[:1]
     if samples.is_nested:
         raise ScheduleError(
             "a latent of several parts (video with sound) cannot be used here; wire a picture's or a silent video's"
         )
-    sigmas = model_sigmas(patcher, tuple(samples.shape), schedule, PairMetadata())
-    return HostTeacher(patcher, prompts, negatives, samples, sigmas, first_mask(latent))
+    sigmas = model_sigmas(patcher, tuple(samples.shape), choices.schedule, PairMetadata(), choices.sigmas)
+    return HostTeacher(patcher, prompts, negatives, samples, sigmas, first_mask(choices.latent))

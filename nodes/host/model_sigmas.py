@@ -11,13 +11,17 @@ import torch
 
 from ...glance_core.errors import ScheduleError
 from ...glance_core.lora.metadata import PairMetadata
-from ...glance_core.models import DYNAMIC_SHIFTS
-from ...glance_core.schedule.sigmas import HOST, TEACHER_STEPS, teacher_sigmas
+from ...glance_core.models import RULES, BaseModel
+from ...glance_core.schedule.sigmas import HOST, LISTED, TEACHER_STEPS, check_falling, teacher_sigmas
 from ...glance_core.schedule.split import Split, parse_steps, split_steps
-from .base_model import base_of, check_flow
+from .base_model import base_of, check_flow, is_flow
 
 AUTO = "auto"
-SCHEDULES = [AUTO, *DYNAMIC_SHIFTS, HOST]
+SCHEDULES = [AUTO, *RULES, HOST]
+
+_SAME = 1e-5  # two lists of one rule: schedulers compute in float32
+_SAME_TRAINING = 1e-3  # noise levels that a pair cannot tell apart
+_LOWEST_START = {True: 0.98, False: 0.85}  # of the highest sigma, for flow models and others; some schedulers leave it
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,16 @@ class ModelSigmas:
     rule: str
     values: tuple[float, ...]
 
+    @property
+    def steps(self) -> int:
+        """How many steps the teacher takes."""
+        return len(self.values) - 1
+
+    @property
+    def listed(self) -> tuple[float, ...] | None:
+        """The sigmas, if no rule gives them again."""
+        return self.values if self.rule == LISTED else None
+
 
 def rule_of(patcher: Any) -> str:
     """Return the sigma rule of this model: its base's, or the host's own sigmas."""
@@ -34,28 +48,94 @@ def rule_of(patcher: Any) -> str:
     return rule.name if rule else HOST
 
 
-def model_sigmas(patcher: Any, latent_shape: tuple[int, ...], rule: str, pair: PairMetadata) -> ModelSigmas:
+def model_sigmas(
+    patcher: Any,
+    latent_shape: tuple[int, ...],
+    rule: str,
+    pair: PairMetadata,
+    wired: torch.Tensor | Sequence[float] | None = None,
+) -> ModelSigmas:
     """Return the teacher's sigmas for this model at this latent size.
 
     Args:
         rule: `auto` takes what the pair was trained on, else the model's own.
+        wired: the teacher's whole list, from a scheduler node. It replaces the rule.
 
     Raises:
-        ScheduleError: for a rule that the pair was not trained on.
+        ScheduleError: for a rule or a list that the pair was not trained on.
     """
+    if wired is not None:
+        return _wired_sigmas(patcher, latent_shape, pair, wired)
     if rule == AUTO:
         rule = pair.sigma_rule or rule_of(patcher)
     elif pair.sigma_rule not in (None, rule):
         raise ScheduleError(f"schedule is {rule}, but the pair was trained on {pair.sigma_rule}; choose auto")
-    if rule != HOST:
+    if rule not in (HOST, LISTED):
         check_flow(patcher, f"the {rule} sigmas")
     steps = pair.teacher_steps or TEACHER_STEPS
-    own = None
+    own: Sequence[float] | None = pair.teacher_sigmas
     if rule == HOST:
         sampling = patcher.get_model_object("model_sampling")
         own = comfy.samplers.calculate_sigmas(sampling, "simple", steps).tolist()
-    tokens = latent_tokens(latent_shape, base_of(patcher).latents_per_token)
+    tokens = rule_tokens(latent_shape, base_of(patcher))
     return ModelSigmas(rule, teacher_sigmas(rule, steps, tokens=tokens, shift=pair.shift, sigmas=own))
+
+
+def _wired_sigmas(
+    patcher: Any, shape: tuple[int, ...], pair: PairMetadata, wired: torch.Tensor | Sequence[float]
+) -> ModelSigmas:
+    """Return a list of sigmas, under the name of the model's own rule if that gives the same list."""
+    values = check_falling(wired.tolist() if isinstance(wired, torch.Tensor) else wired)
+    _check_whole_run(patcher, values)
+    steps = len(values) - 1
+    if pair.sigma_rule is not None:
+        trained = model_sigmas(patcher, shape, AUTO, pair)
+        if trained.steps != steps:
+            raise ScheduleError(
+                f"sigmas has {steps} steps, but the pair was trained on {trained.steps}; wire as many, or none"
+            )
+        depends_on_wiring = pair.sigma_rule in (HOST, LISTED)
+        if not depends_on_wiring and _difference(values, trained.values) > _SAME_TRAINING:
+            raise ScheduleError(
+                f"sigmas differs by {_difference(values, trained.values):.3f} from the {trained.rule} sigmas that the "
+                "pair was trained on; leave sigmas unwired"
+            )
+        return trained if _difference(values, trained.values) <= _SAME else ModelSigmas(LISTED, values)
+    rule = rule_of(patcher)
+    if rule != HOST:
+        ruled = teacher_sigmas(rule, steps, tokens=rule_tokens(shape, base_of(patcher)))
+        if _difference(values, ruled) <= _SAME:
+            return ModelSigmas(rule, ruled)
+    return ModelSigmas(LISTED, values)
+
+
+def _check_whole_run(patcher: Any, values: Sequence[float]) -> None:
+    highest = float(patcher.get_model_object("model_sampling").sigma_max)
+    if values[0] < highest * _LOWEST_START[is_flow(patcher)]:
+        raise ScheduleError(
+            f"sigmas begin at {values[0]:.3g}, but the model's highest noise level is {highest:.3g}; wire those of a "
+            "whole run, with denoise 1"
+        )
+
+
+def _difference(one: Sequence[float], other: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def differs_from_training(sigmas: Sequence[float], pair: PairMetadata) -> bool:
+    """Return whether Slow would see other noise levels than it was trained on.
+
+    Args:
+        sigmas: of a run that takes the trained steps.
+    """
+    trained = pair.sigmas or ()
+    return _difference(sigmas[: len(trained)], trained) > _SAME_TRAINING if trained else False
+
+
+def rule_tokens(shape: tuple[int, ...], base: BaseModel) -> int:
+    """Return the tokens of a latent (..., H, W) or (B, C, T, H, W) that the base's sigma rule counts."""
+    frames = shape[2] if base.frames_per_latent and len(shape) == 5 else 1
+    return frames * latent_tokens(shape, base.latents_per_token)
 
 
 def latent_tokens(shape: tuple[int, ...], latents_per_token: int = 2) -> int:
@@ -64,12 +144,11 @@ def latent_tokens(shape: tuple[int, ...], latents_per_token: int = 2) -> int:
     return height * width
 
 
-def split_for(pair: PairMetadata, slow_steps: int, fast_steps: int, teacher_steps: str) -> Split:
-    """Return the teacher steps to take.
+def split_for(pair: PairMetadata, slow_steps: int, fast_steps: int, teacher_steps: str, total: int) -> Split:
+    """Return the teacher steps to take, out of `total`.
 
     They are the typed ones; else the trained ones if the counts agree; else the paper's rule at the trained boundary.
     """
-    total = pair.teacher_steps or TEACHER_STEPS
     if teacher_steps.strip():
         return parse_steps(teacher_steps, total)
     trained = pair.split

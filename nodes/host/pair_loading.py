@@ -11,6 +11,7 @@ import comfy.lora_convert
 from ...glance_core.lora.metadata import PairMetadata
 from ...glance_core.lora.pair_check import check_pair
 from ...glance_core.lora.reader import Adapter, read_adapter
+from ...glance_core.schedule.sigmas import LISTED
 from ...glance_core.schedule.split import FAST, SLOW
 from ...glance_core.training.objectives import OBJECTIVES, Objective
 from .base_model import compute_dtype, describe
@@ -77,10 +78,12 @@ def _report(model: Any, halves: Sequence[LoadedHalf], metadata: PairMetadata, no
     elif any(half.adapter.pair.solver for half in halves):
         lines.append("solver: not used, because the two files state different ones")
     if metadata.sigma_rule or metadata.steps:
-        lines.append(
-            f"schedule: {metadata.sigma_rule or 'sigmas not stated'}, teacher steps {metadata.steps or 'not stated'} "
-            f"of {metadata.teacher_steps or 50}, from the file"
-        )
+        levels = metadata.sigma_rule or "sigmas not stated"
+        if metadata.sigma_rule == LISTED:
+            made = f", made at {metadata.resolution}" if metadata.resolution else ""
+            levels = f"a list in the file{made}"
+        steps, total = metadata.steps or "not stated", metadata.teacher_steps or 50
+        lines.append(f"schedule: {levels}, teacher steps {steps} of {total}, from the file")
     else:
         lines.append(
             f"schedule: not stated in the files; {rule_of(model)} assumed, switching at teacher step 11 of 50 as in "

@@ -8,7 +8,7 @@ import comfy.samplers
 import torch
 
 from ...glance_core.errors import ScheduleError
-from ...glance_core.models import DYNAMIC_SHIFTS
+from ...glance_core.models import PAPER_RULES
 from ...glance_core.sampling.reference import reference_euler, reference_move_sigmas
 from ...glance_core.schedule.phase_schedule import threshold_at
 from ...glance_core.schedule.sigmas import teacher_sigmas
@@ -38,9 +38,9 @@ def _sample(
     patcher = model.inner_model.model_patcher
     shown, shape = sigmas.tolist()[:-1], tuple(x.shape)
     teacher = model_sigmas(patcher, shape, options.get("schedule", "auto"), metadata_of(patcher))
-    if teacher.rule not in DYNAMIC_SHIFTS:
+    if teacher.rule not in PAPER_RULES:
         raise ScheduleError(
-            f"the reference sampler exists for {' and '.join(DYNAMIC_SHIFTS)} sigmas, not for {teacher.rule}; use "
+            f"the reference sampler exists for {' and '.join(PAPER_RULES)} sigmas, not for {teacher.rule}; use "
             "Phase Split Sampler"
         )
     if any(min(abs(sigma - step) for step in teacher.values) > _SAME_SIGMA for sigma in shown):

@@ -26,6 +26,7 @@ from .base_model import base_of, first_mask, fixed_latent
 from .conditioned import entries
 from .model_sigmas import AUTO, model_sigmas, split_for
 from .patcher import pair_of
+from .phase_run import chosen_sigmas
 from .training_model import trained_slots
 from .training_plan import TrainingPlan
 
@@ -85,6 +86,7 @@ class TrainingChoices:
     seed: int = 0
     resume: bool = True
     settings: Settings | None = None
+    sigmas: torch.Tensor | None = None
 
 
 def training_plan(choices: TrainingChoices, options: TrainingOptions) -> TrainingPlan:
@@ -125,12 +127,10 @@ def _distill_plan(
     choices: TrainingChoices, options: TrainingOptions, objective: Objective, shape: tuple[int, ...], prompts: int
 ) -> DistillPlan:
     found, untrained = choices.settings, PairMetadata()
-    if found:
-        split, rule = found.split, found.rule
-    else:
-        split = split_for(untrained, choices.slow_steps, choices.fast_steps, options.teacher_steps or "")
-        rule = options.schedule
-    sigmas = model_sigmas(choices.model, shape, rule, untrained)
+    rule, wired = chosen_sigmas(found, options.schedule, choices.sigmas)
+    sigmas = model_sigmas(choices.model, shape, rule, untrained, wired)
+    typed, counts = options.teacher_steps or "", (choices.slow_steps, choices.fast_steps)
+    split = found.split if found else split_for(untrained, *counts, typed, sigmas.steps)
     student_cfg = 1.0 if choices.fold_guidance else choices.cfg
     return DistillPlan(
         objective=objective,

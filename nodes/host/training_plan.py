@@ -86,7 +86,9 @@ class TrainingPlan:
         """
         hidden = Counter(slot.inside for slot in self.slots.values()).most_common(1)[0][0]
         frames = self.latents.shape[2] if self.latents.ndim == 5 else 1
-        tokens = frames * latent_tokens(tuple(self.latents.shape)) + _PROMPT_TOKENS
+        tokens = (
+            frames * latent_tokens(tuple(self.latents.shape), base_of(self.model).latents_per_token) + _PROMPT_TOKENS
+        )
         blocks = len(blocks_of(self.model.model.diffusion_model))
         plan, lora = self.plan, self.plan.settings.lora
         batch = plan.settings.batch * (2 if plan.student_cfg != 1 else 1)

@@ -19,7 +19,7 @@ DOCS = Path(__file__).resolve().parents[2] / "web" / "docs"
 GIVES = {
     "MODEL": "UNETLoader", "CONDITIONING": "CLIPTextEncode", "LATENT": "EmptySD3LatentImage", "VAE": "VAELoader",
     "CLIP": "CLIPLoader", "GLANCE_SETTINGS": "CalibrateGlance", "GLANCE_TRAINING_OPTIONS": "GlanceTrainingOptions",
-    "with_pair": "LoadGlanceLoRA",
+    "with_pair": "LoadGlanceLoRA", "SIGMAS": "BasicScheduler",
 }  # fmt: skip
 TAKES = {
     "MODEL": "PhaseSplitSampler", "LATENT": "VAEDecode", "SIGMAS": "SamplerCustom", "SAMPLER": "SamplerCustom",

@@ -8,14 +8,16 @@ from safetensors import safe_open
 
 from glance_core import tiny
 from glance_core.models import (
-    DYNAMIC_SHIFTS,
     KNOWN_BY_NAMES,
     MODELS,
+    PAPER_RULES,
+    RULES,
     BaseModel,
     base_model,
     cfg_hint,
     identify,
     possible_bases,
+    row_of_rule,
     titles,
 )
 
@@ -24,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From comfy/model_base.py and comfy/supported_models.py of ComfyUI 0.33.
 CLASSES = {
     "QwenImage": "qwen-image", "Flux": "flux", "Flux2": "flux2", "Chroma": "chroma", "ChromaRadiance": "chroma",
+    "LTXV": "ltxv", "LTXAV": "ltxav", "Ideogram4": "ideogram4", "GenmoMochi": "genmomochi",
     "LongCatImage": "longcat-image", "MageFlow": "mageflow", "SD3": "sd3", "SDXL": "sdxl", "SDXLRefiner": "sdxl",
     "Lumina2": "lumina2", "ZImagePixelSpace": "lumina2",
     "HunyuanVideo": "hunyuan-video", "HunyuanVideoI2V": "hunyuan-video", "HunyuanVideoSkyreelsI2V": "hunyuan-video",
@@ -160,8 +163,12 @@ def test_a_model_without_a_row_gets_the_general_rules():
 
 
 def test_each_sigma_rule_stands_under_its_own_name():
-    assert list(DYNAMIC_SHIFTS) == ["qwen-image", "flux"]
-    assert all(name == rule.name for name, rule in DYNAMIC_SHIFTS.items())
+    assert list(RULES) == ["qwen-image", "flux", "flux2", "ltxv", "ideogram4", "mochi"]
+    assert all(name == rule.name for name, rule in RULES.items())
+    assert PAPER_RULES == ("qwen-image", "flux")
+    first = ["qwen-image", "flux", "flux2", "ltxv", "ideogram4", "genmomochi"]
+    assert [row_of_rule(rule).name for rule in RULES] == first
+    assert row_of_rule("shift").pixels_per_token == 16
 
 
 def test_the_hint_names_every_titled_teacher_with_its_usual_guidance():

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 
 from glance_core.errors import ScheduleError
-from glance_core.models import DynamicShift
 from glance_core.schedule.phase_schedule import PhaseSchedule, build_schedule, threshold_at, threshold_between
-from glance_core.schedule.sigmas import check_falling, dynamic_shift, image_tokens, shifted_sigmas, teacher_sigmas
+from glance_core.schedule.sigmas import check_falling, image_tokens, rule_sigmas, shifted_sigmas, teacher_sigmas
 from glance_core.schedule.split import Split, default_boundary, parse_split, parse_steps, split_steps
+from glance_core.sigma_rules import DynamicShift
 
 SIGMAS = shifted_sigmas(50, 3.0)
 STEEP = DynamicShift("steep", tokens=(0, 10), mu=(0.0, 10.0))  # mu is the number of tokens
+RULES = "qwen-image, flux, flux2, ltxv, ideogram4, mochi, shift, model, list"
 EXAMPLE = "1,3,5,7,9|11,21,31,41,50"
 
 REJECTED = [
-    (lambda: dynamic_shift(STEEP, 31), "31 tokens are too many for the steep sigmas; make the image smaller"),
+    (lambda: rule_sigmas(STEEP, 2, 31), "31 tokens are too many for the steep sigmas; make the image smaller"),
     (lambda: image_tokens(15, 64), "an image of 15x64 pixels is smaller than one token; use at least 16x16"),
     (lambda: image_tokens(-16, -16), "an image of -16x-16 pixels is smaller than one token; use at least 16x16"),
     (lambda: shifted_sigmas(0, 3.0), "the teacher has 0 steps; choose 1 to 10000"),
@@ -29,7 +30,14 @@ REJECTED = [
         lambda: teacher_sigmas("model", 3, sigmas=(1, 0.5, 0)),
         "the model gave 2 teacher steps instead of 3; choose another number",
     ),
-    (lambda: teacher_sigmas("sdxl"), "'sdxl' is not a sigma rule; choose one of qwen-image, flux, shift, model"),
+    (lambda: teacher_sigmas("list"), "the list rule needs the list itself"),
+    (
+        lambda: teacher_sigmas("list", 3, sigmas=(1, 0.5, 0)),
+        "the list gave 2 teacher steps instead of 3; choose another number",
+    ),
+    (lambda: teacher_sigmas("mochi", 0, tokens=1), "the teacher has 0 steps; choose 1 to 10000"),
+    (lambda: teacher_sigmas("ideogram4", 10_001, tokens=1), "the teacher has 10001 steps; choose 1 to 10000"),
+    (lambda: teacher_sigmas("sdxl"), f"'sdxl' is not a sigma rule; choose one of {RULES}"),
     (lambda: check_falling((0,)), "a list of sigmas needs at least one sigma and a final 0, got [0.0]"),
     (lambda: check_falling((2, float("nan"), 0)), "sigma 2 is nan; every sigma must be a finite number"),
     (lambda: check_falling((1, 0.25, 0.5, 0)), "sigmas must fall, but sigma 3 is 0.5 after 0.25"),
@@ -77,7 +85,7 @@ def test_an_error_states_the_value_and_the_way_out(attempt, message):
 
 
 def test_the_largest_shift_that_can_be_computed_is_accepted():
-    assert dynamic_shift(STEEP, 30) == np.exp(30)
+    assert rule_sigmas(STEEP, 2, 30)[1] == pytest.approx(np.exp(30) / (np.exp(30) + 1), abs=0)
 
 
 def test_an_image_has_one_token_per_full_16x16_square():
