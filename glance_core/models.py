@@ -61,8 +61,9 @@ class BaseModel:
     token of the rule covers. frames_per_latent: how many frames of a video a latent frame holds after the first, for a
     rule that counts the tokens of every latent frame; 0 for rules that count those of one.
     module_patterns: regular expressions of module names, most telling first ("" where a place is empty).
-    same_names: diffusers and ComfyUI name the modules alike. fused: diffusers' names for fused layers; trains_parts:
-    adapters train those parts, which the paper and other tools know, not whole layers.
+    same_names: diffusers and ComfyUI name the modules alike. diffusers_names: diffusers names them otherwise, and
+    ComfyUI knows those names too. fused: diffusers' names for fused layers; trains_parts: adapters train those parts,
+    which the paper and other tools know, not whole layers.
     paper_targets: endings of the modules that the paper trains.
     modelspec, kohya: the architecture as ModelSpec and kohya's files state it; "" means `name`.
     teacher_cfg: guidance that the full-step model is usually sampled with.
@@ -81,6 +82,7 @@ class BaseModel:
     latents_per_token: int = 2
     module_patterns: tuple[str, ...] = ()
     same_names: bool = False
+    diffusers_names: bool = False
     fused: FusedLayout | None = None
     trains_parts: bool = False
     paper_targets: tuple[str, ...] = ()
@@ -145,18 +147,18 @@ _ROWS = (
     ),
     BaseModel(
         "flux", "FLUX.1-dev", classes=("Flux",), sigma_rule=_FLUX_SHIFT, module_patterns=_FLUX_NAMES,
-        fused=_FLUX_LAYOUT, trains_parts=True,
+        diffusers_names=True, fused=_FLUX_LAYOUT, trains_parts=True,
         paper_targets=("to_q", "to_k", "to_v", "to_out.0"), recipe=Recipe(16, 64.0, "paper", 5e-4),
         modelspec="flux-1-dev", kohya="flux1", teacher_cfg=1,
     ),
     BaseModel(
-        "flux-schnell", configs=("FluxSchnell",), fused=_FLUX_LAYOUT,
+        "flux-schnell", configs=("FluxSchnell",), diffusers_names=True, fused=_FLUX_LAYOUT,
         modelspec="flux-1-schnell", kohya="flux1",
     ),
     BaseModel(
         "glance-tiny", "the embedded model", configs=("FluxSchnell",),
         unet_config={"hidden_size": 128, "context_in_dim": 64, "vec_in_dim": 64}, sigma_rule=_FLUX_SHIFT,
-        fused=_FLUX_LAYOUT, trains_parts=True,
+        diffusers_names=True, fused=_FLUX_LAYOUT, trains_parts=True,
         # Measured: attention of the double blocks and all of the single ones, in ComfyUI's and diffusers' names.
         recipe=Recipe(
             16, 16.0,
@@ -167,14 +169,14 @@ _ROWS = (
         teacher_cfg=4, latent_size=(16, 16),
     ),
     BaseModel(
-        "flux2", classes=("Flux2",), module_patterns=_FLUX_NAMES,
+        "flux2", classes=("Flux2",), module_patterns=_FLUX_NAMES, diffusers_names=True,
         sigma_rule=EmpiricalShift(
             "flux2", few=MuLine(10, 8.73809524e-05, 1.89833333), many=MuLine(200, 0.00016927, 0.45666666),
             most_tokens=4300,
         ),
         latents_per_token=1,
     ),
-    BaseModel("chroma", classes=("Chroma", "ChromaRadiance"), module_patterns=_FLUX_NAMES),
+    BaseModel("chroma", classes=("Chroma", "ChromaRadiance"), module_patterns=_FLUX_NAMES, diffusers_names=True),
     BaseModel(
         "ltxv", classes=("LTXV",), sigma_rule=_LTX_SHIFT, pixels_per_token=32, latents_per_token=1,
         frames_per_latent=8,
@@ -188,7 +190,7 @@ _ROWS = (
         sigma_rule=LogitNormal("ideogram4", mean=0.5, spread=1.75, tokens=1024, highest=1 / (1 + math.exp(-9))),
     ),
     BaseModel("genmomochi", classes=("GenmoMochi",), sigma_rule=LinearQuadratic("mochi", threshold=0.025)),
-    BaseModel("longcat-image", classes=("LongCatImage",)),
+    BaseModel("longcat-image", classes=("LongCatImage",), diffusers_names=True),
     BaseModel("mageflow", classes=("MageFlow",)),
     BaseModel(
         "hunyuan-video",
@@ -199,7 +201,7 @@ _ROWS = (
         module_patterns=(_DOUBLE_STREAM,), kohya="hunyuan_video",
     ),
     BaseModel(
-        "sd3", classes=("SD3",), module_patterns=(r"^joint_blocks\b", _CONTEXT_FF, _ADDED_PROJ),
+        "sd3", classes=("SD3",), module_patterns=(r"^joint_blocks\b", _CONTEXT_FF, _ADDED_PROJ), diffusers_names=True,
         own_turbo=r"sd3\.5[-_ ]large",
     ),
     BaseModel(

@@ -11,6 +11,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ..models import base_model
+from . import module_names
+
+_OURS, _THEIRS = "diffusion_model.", "transformer."
 
 DOWN, UP, ALPHA, BIAS = "down", "up", "alpha", "bias"
 DIFFERENCE = "diff_b"  # the style of biases that no scale applies to
@@ -139,8 +142,11 @@ def _without(prefixes: Iterable[str], source: str) -> str:
 
 
 def unflatten(name: str) -> str:
-    """Put the dots back into a flattened name: `blocks_0_self_attn_q` becomes `blocks.0.self_attn.q`."""
-    return ".".join(_FLAT_PART.findall(name))
+    """Put the dots back into a flattened name: `blocks_0_self_attn_q` becomes `blocks.0.self_attn.q`.
+
+    A layer that no known model has is split by what names usually look like.
+    """
+    return module_names.unflattened(name) or ".".join(_FLAT_PART.findall(name))
 
 
 def flatten(module: str) -> str:
@@ -163,14 +169,22 @@ def spellings(source: str, module: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def written_prefix(modules: Collection[str], bases: frozenset[str]) -> str:
+def written_prefix(modules: Collection[str], base: str | None) -> str:
     """Return the prefix that this package writes, under which ComfyUI's own loader and diffusers find the modules.
 
-    Names in diffusers' layout keep `transformer.`: ComfyUI knows them only so where its own modules are named or fused
-    differently. A base whose modules are named alike in both gets `diffusion_model.`.
+    ComfyUI knows its own names under `diffusion_model.`, and diffusers' names under `transformer.`. Names that are
+    both, of different models, follow the base.
+
+    Args:
+        base: the base model, if it is known.
     """
-    same_names = len(bases) == 1 and base_model(next(iter(bases))).same_names
-    return "transformer." if has_diffusers_names(modules) and not same_names else "diffusion_model."
+    ours = all(map(module_names.is_hosts, modules))
+    theirs = all(map(module_names.is_diffusers, modules))
+    if ours != theirs:
+        return _OURS if ours else _THEIRS
+    if base is not None:
+        return _THEIRS if base_model(base).diffusers_names and has_diffusers_names(modules) else _OURS
+    return _THEIRS if has_diffusers_names(modules) else _OURS
 
 
 _DIFFUSERS, _COMFYUI = "diffusers", "https://github.com/comfyanonymous/ComfyUI"  # as ModelSpec files state them

@@ -54,8 +54,8 @@ def write_adapter(
     Raises:
         AdapterError: if it cannot be written.
     """
-    bases = frozenset([pair.base]) if pair.base else possible_bases(factors)
-    prefix = keys.written_prefix(factors, bases)
+    bases = possible_bases(factors)
+    prefix = keys.written_prefix(factors, pair.base or (next(iter(bases)) if len(bases) == 1 else None))
     alphas = {
         f"{prefix}{module}.alpha": torch.tensor(f.scale * f.rank, dtype=torch.float32) for module, f in factors.items()
     }
@@ -69,23 +69,22 @@ def write_adapter(
 def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = None, layout: str = COMFYUI) -> Path:
     """Rewrite a read adapter in the project's format or in diffusers'.
 
+    A base that the file does not state stays unstated: module names alone do not prove it.
+
     Args:
         phase: states what the file does not.
         layout: COMFYUI or DIFFUSERS.
     """
-    bases = source.bases
-    pair = replace(
-        source.pair,
-        phase=phase or source.pair.phase,
-        base=source.pair.base or (next(iter(bases)) if len(bases) == 1 else None),
-    )
+    pair = replace(source.pair, phase=phase or source.pair.phase)
     if layout == DIFFUSERS:
         if source.biases:
             raise AdapterError(
                 f"{source.name}: {next(iter(source.biases))} has a bias, which diffusers does not load; convert it to "
                 f"the layout {COMFYUI}"
             )
-        factors = diffusers_layout.diffusers_factors(source.name, source.factors, pair.base)
+        bases = source.bases
+        base = next(iter(bases)) if len(bases) == 1 else None
+        factors = diffusers_layout.diffusers_factors(source.name, source.factors, base)
         written = _Layout(diffusers_layout.PREFIX, factors, metadata=diffusers_layout.rank_metadata(factors))
         return _write(Path(path), written, pair, source.metadata)
     return write_adapter(path, source.factors, pair, source.metadata, source.biases)
