@@ -67,7 +67,9 @@ class BaseModel:
     paper_targets: endings of the modules that the paper trains.
     modelspec, kohya: the architecture as ModelSpec and kohya's files state it; "" means `name`.
     teacher_cfg: guidance that the full-step model is usually sampled with.
-    latent_size: (height, width) in latents, for a model that paints one size only.
+    latent_size: (height, width) in latents, for a model that paints one size only. pictures: whether its latents are
+    pictures or videos, not sound or shapes.
+    earlier_names: what files of earlier versions of this pack call it.
     own_turbo: how file names call a turbo version of the base itself.
     """
 
@@ -91,6 +93,8 @@ class BaseModel:
     kohya: str = ""
     teacher_cfg: float | None = None
     latent_size: tuple[int, int] | None = None
+    pictures: bool = True
+    earlier_names: tuple[str, ...] = ()
     own_turbo: str = ""
 
 
@@ -213,10 +217,15 @@ _ROWS = (
         module_patterns=(r"^blocks\.\d+\.(self_attn|cross_attn|ffn)\b",),
     ),
     BaseModel(
-        "lumina2", classes=("Lumina2", "ZImagePixelSpace"), module_patterns=_LUMINA_NAMES, modelspec="lumina-2",
+        "lumina2", classes=("Lumina2",), module_patterns=_LUMINA_NAMES, modelspec="lumina-2",
         kohya="lumina2",
     ),
-    BaseModel("z-image", module_patterns=_LUMINA_NAMES, own_turbo=r"z[-_ ]?image"),
+    BaseModel(
+        "z-image", classes=("ZImagePixelSpace",), configs=("ZImage",), module_patterns=_LUMINA_NAMES,
+        own_turbo=r"z[-_ ]?image", earlier_names=("lumina2",),
+    ),
+    BaseModel("acestep", classes=("ACEStep",), pictures=False),
+    BaseModel("triposplat", classes=("TripoSplat",), pictures=False),
     BaseModel("sd1", configs=("SD15",), module_patterns=_UNET_NAMES, modelspec="stable-diffusion-v1", kohya="sd_v1"),
     BaseModel("sd2", configs=("SD20",), module_patterns=_UNET_NAMES, own_turbo=r"sd[-_ ]?\d?(\.\d)?"),
     BaseModel(

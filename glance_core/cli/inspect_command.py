@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> None:
     if len(options.files) > 2:
         raise AdapterError(f"inspect takes one adapter or a pair, got {len(options.files)} files; give Slow, then Fast")
     adapters = [read_adapter(path) for path in options.files]
-    notes = check_pair(*adapters) if len(adapters) == 2 else ()
+    notes = check_pair(adapters[0], adapters[1]) if len(adapters) == 2 else ()
     if options.json:
         print(json.dumps({"files": [a.describe() for a in adapters], "pair": list(notes)}))
         return

@@ -20,11 +20,6 @@ _LONGEST_QUOTE = 120
 _THE_FILE = "choose the .safetensors file that it belongs to"
 _UNPACK = "unpack it and choose the .safetensors file in it"
 _MAGIC = (
-    (
-        b"GGUF",
-        "this is a GGUF model, not a LoRA; put it into models/diffusion_models, load it with a GGUF loader, and choose "
-        "a LoRA here",
-    ),
     (b"\x89PNG\r\n\x1a\n", f"this is a PNG picture, not a model; {_THE_FILE}"),
     (b"\xff\xd8\xff", f"this is a JPEG picture, not a model; {_THE_FILE}"),
     (b"GIF8", f"this is a GIF picture, not a model; {_THE_FILE}"),
@@ -38,8 +33,14 @@ _PICKLE = (
 )
 
 
+# GGUF begins with its metadata, where `general.type` is a length-prefixed text like `model` or `adapter`.
+_GGUF_TYPE = re.compile(rb"general\.type\x08\0\0\0(.)\0{7}(\w+)", re.DOTALL)
+
+
 def of_bytes(start: bytes) -> str | None:
     """Return what a file with these first bytes (up to `START`) is, if not safetensors; None if they tell nothing."""
+    if start.startswith(b"GGUF"):
+        return _of_gguf(start)
     for magic, answer in _MAGIC:
         if start.startswith(magic):
             return answer
@@ -53,6 +54,17 @@ def of_bytes(start: bytes) -> str | None:
         return "it begins with nothing but zeros, so its download never finished; download it again"
     text = _text(start)
     return None if text is None else _of_text(text)
+
+
+def _of_gguf(start: bytes) -> str:
+    found = _GGUF_TYPE.search(start)
+    kind = found[2][: found[1][0]] if found else b""
+    if kind == b"adapter":
+        return "this is a LoRA in GGUF, which is not read here; get it as .safetensors"
+    what = "a GGUF model, not a LoRA" if kind == b"model" else "a GGUF file, and LoRAs are read from .safetensors only"
+    return (
+        f"this is {what}; put a model into models/diffusion_models, load it with a GGUF loader, and choose a LoRA here"
+    )
 
 
 def _text(start: bytes) -> str | None:
@@ -152,6 +164,8 @@ _WHOLE_MODELS = (
         "models/text_encoders",
     ),
 )
+# XLabs' processors, nunchaku's fused layers, VeRA's vectors: names of adapters, but in no layout that is read here.
+_NAMED_LIKE_A_LORA = re.compile(r"lora|vera_lambda", re.IGNORECASE)
 _PART = re.compile(r"-0*(\d{1,5})-of-0*(\d{1,5})\b")
 
 
@@ -189,6 +203,9 @@ def of_tensors(keys: Collection[str], name: str) -> str | None:
         return "an embedding (textual inversion); put it into models/embeddings and name it in the prompt"
     if keys and all(names.is_full_change(key) for key in keys):
         return "a file of full weight changes, not low-rank ones; load it with Load LoRA"
+    unknown = next((key for key in keys if _NAMED_LIKE_A_LORA.search(key)), None)
+    if unknown is not None:
+        return f"an adapter of a layout that is not known here ({unknown}); convert it to ComfyUI's or kohya's layout"
     what, folder = _whole_model(keys)
     if what is None:
         return None

@@ -64,7 +64,7 @@ _ENDINGS = (".diff",)
 _TEXT_ENCODER = re.compile(r"^((lora|lycoris)_te\d?_|text_encoders?(_\d)?\.|text_model\.|conditioner\.)")
 
 # What compilers, multi-GPU trainers and PEFT put around a model's names, anywhere and at the start.
-_COMPILED = "_orig_mod."
+COMPILED = "_orig_mod."
 _WRAPPERS = ("module.", "base_model.model.")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "pipe.dit.", "model.")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
@@ -129,7 +129,7 @@ def is_text_encoder(key: str) -> bool:
 
 def module_name(source: str) -> str:
     """Remove the prefix: `transformer.x.y`, `lora_unet_x_y` and `lora_unet_x.y` become `x.y`."""
-    source = source.replace(_COMPILED, "")
+    source = source.replace(COMPILED, "")
     for prefix in _FLAT_PREFIXES:
         if source.startswith(prefix):
             return ".".join(unflatten(part) for part in source[len(prefix) :].split("."))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from ..errors import AdapterError
@@ -11,8 +13,25 @@ from .reader import Adapter
 _COMMON_FIELDS = ("sigma_rule", "shift", "teacher_sigmas", "teacher_steps", "steps", "fingerprint")
 
 
-def check_pair(slow: Adapter, fast: Adapter) -> tuple[str, ...]:
-    """Raise AdapterError for two files that cannot belong together; return sentences about what is odd but possible."""
+def _contains(name: str, word: str) -> bool:
+    return word in name.lower()
+
+
+def _has_noise(name: str, level: str) -> bool:
+    """Return whether the name says `high_noise` or `HIGH`, as those of models in two parts do."""
+    return bool(re.search(rf"(?<![a-z]){level}(?![a-z])", name.lower()))
+
+
+# (what names the early phase, what names the late one, how to find it in a file's name)
+_PHASE_MARKS = ((SLOW, FAST, _contains), ("high", "low", _has_noise))
+
+
+def check_pair(slow: Adapter, fast: Adapter, same_strength: bool = True) -> tuple[str, ...]:
+    """Raise AdapterError for two files that cannot belong together; return sentences about what is odd but possible.
+
+    Args:
+        same_strength: whether both are used at one strength; if not, even one file for both switches something.
+    """
     for adapter, wanted, other in ((slow, SLOW, FAST), (fast, FAST, SLOW)):
         if adapter.pair.phase == other:
             twice = slow.pair.phase == fast.pair.phase
@@ -30,25 +49,26 @@ def check_pair(slow: Adapter, fast: Adapter) -> tuple[str, ...]:
             raise AdapterError(
                 f"{slow.name} was trained with glance.{name} {x} and {fast.name} with {y}; choose two files of one pair"
             )
-    return tuple(_notes(slow, fast))
+    return tuple(_notes(slow, fast, same_strength))
 
 
-def _notes(slow: Adapter, fast: Adapter) -> list[str]:
+def _notes(slow: Adapter, fast: Adapter, same_strength: bool) -> list[str]:
     notes = []
     if slow.pair.pair and fast.pair.pair and slow.pair.pair != fast.pair.pair:
         whose = f"; {slow.name} belongs to {_partner(slow)}" if slow.pair.partner else ""
         notes.append(f"{slow.name} and {fast.name} come from different training runs{whose}")
     unstated = slow.pair.phase is None and fast.pair.phase is None
-    if unstated and FAST in slow.name.lower() and SLOW in fast.name.lower():
-        notes.append(f"the file names look swapped: {slow.name} is used as Slow, {fast.name} as Fast")
+    if unstated and any(mark(slow.name, late) and mark(fast.name, early) for early, late, mark in _PHASE_MARKS):
+        notes.append(
+            f"the file names look swapped: {slow.name} is used as Slow, at high noise, and {fast.name} as Fast, at low "
+            "noise"
+        )
     if slow.path == fast.path:
-        notes.append(
-            f"{slow.name} is used for both phases, so nothing switches; choose the pair's other file for one of them"
-        )
+        what = "nothing switches" if same_strength else "only the strength switches"
+        notes.append(f"{slow.name} is used for both phases, so {what}; choose the pair's other file for one of them")
     elif _same_numbers(slow, fast):
-        notes.append(
-            f"{slow.name} and {fast.name} hold the same numbers, so nothing switches; get the pair's other file again"
-        )
+        what = "nothing switches" if same_strength else "only the strength switches"
+        notes.append(f"{slow.name} and {fast.name} hold the same numbers, so {what}; get the pair's other file again")
     if slow.factors.keys() != fast.factors.keys():
         notes.append(f"the two files target different modules ({len(slow.factors)} and {len(fast.factors)})")
     return notes

@@ -15,6 +15,7 @@ from ..low_rank import LowRank
 from ..models import FusedLayout
 from .diffusers import fused_rows
 from .factors import Factor
+from .keys import COMPILED
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,15 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def whole_slots(model: nn.Module, pattern: str = ".*") -> dict[str, Slot]:
-    """Return a slot for every Linear whose whole name matches the regular expression, by that name."""
+    """Return a slot for every Linear whose whole name matches the regular expression, by that name.
+
+    What a compiler puts into names is left out; paths lead through it without.
+    """
+    linear = {name.replace(COMPILED, ""): module for name, module in model.named_modules() if is_linear(module)}
     return {
         name: Slot(name, int(module.in_features), int(module.out_features))
-        for name, module in model.named_modules()
-        if is_linear(module) and re.fullmatch(pattern, name)
+        for name, module in linear.items()
+        if re.fullmatch(pattern, name)
     }
 
 

@@ -11,6 +11,7 @@ import comfy.sample
 import torch
 
 from ...glance_core.errors import GlanceError, ScheduleError
+from ...glance_core.lora.keys import COMPILED
 from ...glance_core.models import BaseModel, identify
 
 _COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -33,7 +34,8 @@ def describe(patcher: Any) -> str:
 
 def fingerprint(patcher: Any) -> str:
     """Return a hash of the names and shapes of the model's weights: equal for a model and its fine-tunes."""
-    shapes = sorted(f"{name} {tuple(p.shape)}" for name, p in patcher.model.diffusion_model.named_parameters())
+    parameters = patcher.model.diffusion_model.named_parameters()
+    shapes = sorted(f"{name.replace(COMPILED, '')} {tuple(p.shape)}" for name, p in parameters)
     return hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
 
 
@@ -95,7 +97,10 @@ def latent_shape(patcher: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple((samples.unbind()[0] if samples.is_nested else samples).shape)
 
 
-def picture_size(patcher: Any, shape: tuple[int, ...]) -> str:
-    """Return the pixels, as `WxH`, that a latent (..., H, W) decodes to."""
-    height, width = (side * patcher.model.latent_format.spacial_downscale_ratio for side in shape[-2:])
+def picture_size(patcher: Any, shape: tuple[int, ...]) -> str | None:
+    """Return the pixels, as `WxH`, that a latent (..., H, W) decodes to; None for sound and shapes."""
+    latents = patcher.model.latent_format
+    if latents.latent_dimensions < 2 or not base_of(patcher).pictures:
+        return None
+    height, width = (side * latents.spacial_downscale_ratio for side in shape[-2:])
     return f"{width}x{height}"

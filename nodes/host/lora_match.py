@@ -12,7 +12,7 @@ import torch
 
 from ...glance_core.errors import AdapterError
 from ...glance_core.lora.factors import Bias, Factor
-from ...glance_core.lora.keys import spellings
+from ...glance_core.lora.keys import COMPILED, flatten, spellings
 from ...glance_core.lora.reader import Adapter
 from ...glance_core.lora.slots import is_linear
 from ...glance_core.low_rank import LowRank, check_update, is_convolution
@@ -40,8 +40,20 @@ class _Target:
 
 
 def key_map(patcher: Any) -> dict[str, Any]:
-    """Return ComfyUI's map from the names that a LoRA may use to the model's weights, or to parts of them."""
-    return comfy.lora.model_lora_keys_unet(patcher.model, {})
+    """Return ComfyUI's map from the names that a LoRA may use to the model's weights, or to parts of them.
+
+    A block that some node compiled has `_orig_mod.` in its names; files do not, and paths lead through it without.
+    """
+    found = comfy.lora.model_lora_keys_unet(patcher.model, {})
+    return {
+        name.replace(COMPILED, "").replace(flatten(COMPILED), ""): _uncompiled(target) for name, target in found.items()
+    }
+
+
+def _uncompiled(target: Any) -> Any:
+    if isinstance(target, str):
+        return target.replace(COMPILED, "")
+    return (target[0].replace(COMPILED, ""), *target[1:])
 
 
 def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, Any]) -> Matched:
@@ -76,10 +88,15 @@ def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, An
     matched = len(modules) - len(unmatched)
     if matched == 0 or matched < len(unmatched):
         count = f"only {matched}" if matched else "none"
+        fits = base_of(patcher).name in adapter.bases
+        way_out = (
+            "its layers have other names or sizes than the pair's; load the model as it was for the pair"
+            if fits
+            else "load a pair made for this model"
+        )
         raise AdapterError(
             f"{adapter.name} does not fit the model: {count} of its {len(modules)} modules ({_bases(adapter)}; "
-            f"the first not found is {next(iter(unmatched))}) are in this {describe(patcher)}; load a pair made for "
-            "this model"
+            f"the first not found is {next(iter(unmatched))}) are in this {describe(patcher)}; {way_out}"
         )
     if strength == 0:
         updates = {}
@@ -88,12 +105,13 @@ def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, An
 
 def check_base(adapter: Adapter, patcher: Any) -> None:
     """Raise AdapterError if the adapter belongs to another base, even if some of its modules fit by name and size."""
-    base = base_of(patcher).name
+    base = base_of(patcher)
     stated = adapter.pair.base is not None
-    if adapter.bases and base not in adapter.bases and (stated or base in KNOWN_BY_NAMES):
+    fits = not adapter.bases.isdisjoint((base.name, *base.earlier_names))
+    if adapter.bases and not fits and (stated or base.name in KNOWN_BY_NAMES):
         raise AdapterError(
             f"{adapter.name} is a {_bases(adapter)} adapter but the model is a {describe(patcher)}; load a pair made "
-            f"for {base}"
+            f"for {base.name}"
         )
 
 

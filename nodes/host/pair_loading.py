@@ -40,7 +40,7 @@ def load_pair(
     slow, fast = (read_adapter(path, rename=comfy.lora_convert.convert_lora) for path in (slow_path, fast_path))
     for adapter in (slow, fast):  # first, because only the model tells which of two differing files is wrong
         check_base(adapter, model)
-    notes = check_pair(slow, fast)
+    notes = check_pair(slow, fast, slow_strength == fast_strength)
     keys = key_map(model)
     halves = [
         LoadedHalf(phase, adapter, strength, match(adapter, model, strength, keys))

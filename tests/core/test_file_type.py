@@ -56,6 +56,18 @@ def zipped():
     return buffer.getvalue()
 
 
+def gguf(kind):
+    """Return a file's first bytes by GGUF's specification: magic, version, counts, then keys with typed values."""
+
+    def text(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    string = 8  # the type of a text
+    stated = {"general.architecture": "flux"} | ({"general.type": kind} if kind else {})
+    pairs = b"".join(text(key) + struct.pack("<I", string) + text(value) for key, value in stated.items())
+    return b"GGUF" + struct.pack("<IQQ", 3, 1, len(stated)) + pairs + bytes(64)
+
+
 PAGE = '<!DOCTYPE html>\n<html lang="en"><head><title>\n  Sign in\n</title></head><body></body></html>'
 XML = b'<?xml version="1.0"?>'
 DENIED = '{"error":"Access to model X is restricted."}'
@@ -77,10 +89,9 @@ BYTES = {
     "JPEG": (painted("JPEG"), "JPEG picture, not a model"),
     "WebP": (painted("WEBP"), "WebP picture, not a model"),
     "GIF": (painted("GIF"), "GIF picture, not a model"),
-    "GGUF": (
-        b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + bytes(64),
-        "GGUF model, not a LoRA; put it into models/diffusion_models",
-    ),
+    "GGUF": (gguf("model"), "a GGUF model, not a LoRA; put a model into models/diffusion_models"),
+    "GGUF, a LoRA": (gguf("adapter"), "a LoRA in GGUF, which is not read here; get it as .safetensors"),
+    "GGUF of no stated type": (gguf(None), "a GGUF file, and LoRAs are read from .safetensors only; put a model into"),
     "a page": (
         PAGE.encode(),
         'web page ("Sign in"), not a model; open its address in a browser, log in or accept the model\'s terms if it '
@@ -254,3 +265,19 @@ def test_error_about_a_file_without_a_lora_says_what_it_is(kind, tmp_path):
     path = tmp_path / "my_lora.safetensors"
     save_file(tensors, path)
     assert message in message_about(path)
+
+
+UNKNOWN_LAYOUTS = {
+    "XLabs": "double_blocks.0.processor.qkv_lora1.down.weight",
+    "nunchaku": "transformer_blocks.0.qkv_proj.lora_down",
+    "VeRA": "base_model.model.transformer_blocks.0.attn.to_q.vera_lambda_b",
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_LAYOUTS)
+def test_an_adapter_of_an_unknown_layout_is_not_called_a_model(kind, tmp_path):
+    key = UNKNOWN_LAYOUTS[kind]
+    save_file({key: torch.ones(2, 2)}, tmp_path / "my_lora.safetensors")
+    message = message_about(tmp_path / "my_lora.safetensors")
+    assert f"looks like an adapter of a layout that is not known here ({key}); convert it" in message
+    assert "model;" not in message

@@ -28,14 +28,17 @@ CLASSES = {
     "QwenImage": "qwen-image", "Flux": "flux", "Flux2": "flux2", "Chroma": "chroma", "ChromaRadiance": "chroma",
     "LTXV": "ltxv", "LTXAV": "ltxav", "Ideogram4": "ideogram4", "GenmoMochi": "genmomochi",
     "LongCatImage": "longcat-image", "MageFlow": "mageflow", "SD3": "sd3", "SDXL": "sdxl", "SDXLRefiner": "sdxl",
-    "Lumina2": "lumina2", "ZImagePixelSpace": "lumina2",
+    "Lumina2": "lumina2", "ZImagePixelSpace": "z-image", "ACEStep": "acestep", "TripoSplat": "triposplat",
     "HunyuanVideo": "hunyuan-video", "HunyuanVideoI2V": "hunyuan-video", "HunyuanVideoSkyreelsI2V": "hunyuan-video",
     "HunyuanVideo15": "hunyuan-video", "HunyuanVideo15_SR_Distilled": "hunyuan-video",
     "WAN21": "wan", "WAN21_CausalAR": "wan", "WAN21_Vace": "wan", "WAN21_Camera": "wan", "WAN21_HuMo": "wan",
     "WAN22_Animate": "wan", "WAN_Animate2": "wan", "WAN22_S2V": "wan", "WAN22": "wan", "WAN21_FlowRVS": "wan",
     "WAN21_SCAIL": "wan", "WAN21_SCAIL2": "wan", "WAN22_WanDancer": "wan",
 }  # fmt: skip
-CONFIGS = {"FluxSchnell": ("Flux", "flux-schnell"), "SD15": ("BaseModel", "sd1"), "SD20": ("BaseModel", "sd2")}
+CONFIGS = {
+    "FluxSchnell": ("Flux", "flux-schnell"), "SD15": ("BaseModel", "sd1"), "SD20": ("BaseModel", "sd2"),
+    "ZImage": ("Lumina2", "z-image"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("model_class, name", CLASSES.items())

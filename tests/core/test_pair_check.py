@@ -82,8 +82,19 @@ COPIED = "same and y hold the same numbers, so nothing switches; get the pair's 
     (adapter("x", pair="p", partner="z"), adapter("y", pair="q"), (f"{RUNS}; x belongs to z",)),
     (
         adapter("My_FAST"), adapter("my_Slow"),
-        ("the file names look swapped: My_FAST is used as Slow, my_Slow as Fast",),
+        ("the file names look swapped: My_FAST is used as Slow, at high noise, and my_Slow as Fast, at low noise",),
     ),
+    (
+        adapter("x_HIGH.safetensors"), adapter("x_LOW.safetensors"), (),
+    ),
+    (
+        adapter("x_low_noise"), adapter("x_high_noise"),
+        (
+            "the file names look swapped: x_low_noise is used as Slow, at high noise, and x_high_noise as "
+            "Fast, at low noise",
+        ),
+    ),
+    (adapter("yellow"), adapter("highway"), ()),
     (adapter("my_fast"), adapter("y"), ()),
     (adapter("x"), adapter("my_slow"), ()),
     (adapter("my_fast", phase="slow"), adapter("my_slow"), ()),
@@ -99,6 +110,13 @@ COPIED = "same and y hold the same numbers, so nothing switches; get the pair's 
 ])  # fmt: skip
 def test_only_odd_things_about_a_pair_are_noted(slow, fast, notes):
     assert check_pair(slow, fast) == notes
+
+
+def test_one_file_at_two_strengths_does_switch():
+    (note,) = check_pair(SAME, SAME, same_strength=False)
+    assert note == TWICE.replace("nothing switches", "only the strength switches")
+    (note,) = check_pair(SAME, adapter("y", COPY), same_strength=False)
+    assert note == COPIED.replace("nothing switches", "only the strength switches")
 
 
 def written_pair(folder, slow=None, fast=None, names=("slow", "fast"), modules=(ONE, ONE)):

@@ -1,4 +1,4 @@
-"""Sigma rules compared with the pipelines of diffusers that walk them, and their values at the ends."""
+"""Sigma rules compared with the pipelines of diffusers, and their values at the ends."""
 
 import itertools
 import json

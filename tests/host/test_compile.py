@@ -46,3 +46,26 @@ def test_switching_compiles_nothing_again_and_a_phase_without_branches_once(mode
     assert base > 0
     assert pair - base <= 2
     assert slow_only <= 2 * base
+
+
+@pytest.fixture
+def loaded_with_a_compiled_block():
+    """A model whose first block some node compiled, loaded, so that its layers' names have `_orig_mod.` in them."""
+    torch._dynamo.reset()
+    model = tiny_models.build("wan")
+    block = torch.compile(model.model.diffusion_model.blocks[0], backend="eager")
+    model.add_object_patch("diffusion_model.blocks.0", block)
+    model.patch_model()
+    yield model
+    model.unpatch_model()
+
+
+def test_a_compiled_block_is_no_reason_to_reject_a_pair(loaded_with_a_compiled_block, loras):
+    model = loaded_with_a_compiled_block
+    assert any("_orig_mod" in name for name in model.model.state_dict())
+    plain = tiny_models.build("wan")
+    files = adapters.save_pair(plain, loras)
+    expected = pack.phase_split(pack.load_pair(plain, *files)[0], "wan")
+    with_pair, report = pack.load_pair(model, *files)
+    assert report.count(" 0 unmatched") == 2
+    assert pack.relative(pack.phase_split(with_pair, "wan"), expected) < 1e-6

@@ -4,6 +4,7 @@ import re
 
 import adapters
 import comfy.samplers
+import comfyui
 import diffusers_pipelines
 import pack
 import pytest
@@ -217,3 +218,23 @@ def test_a_guider_that_samples_a_second_model_on_the_same_weights_is_rejected(fl
     sampler, sigmas = comfy.samplers.sampler_object("euler"), pack.scheduler(flux, "flux")
     with pytest.raises(ValueError, match="second model"):
         guider.sample(torch.ones_like(latent), latent, sampler, sigmas, seed=1, disable_pbar=True)
+
+
+def test_a_model_keeps_the_pairs_that_an_earlier_version_called_otherwise(loras):
+    model = tiny_models.build("z-image")
+    assert comfyui.pack_module("nodes.host.base_model").base_of(model).name == "z-image"
+    pack.load_pair(model, *adapters.save_pair(model, loras, metadata=metadata(base="lumina2")))
+    other = tiny_models.build("lumina2")
+    files = adapters.save_pair(other, loras, metadata=metadata(base="z-image"))
+    with pytest.raises(ValueError, match=r"z-image adapter but the model is a Lumina2 \(lumina2\)"):
+        pack.load_pair(other, *files)
+
+
+@pytest.mark.parametrize("name, size", [
+    ("flux", "64x64"), ("wan", "64x64"), ("ltxv", "128x128"), ("ace-step", None), ("ace-step15", None),
+    ("hunyuan3d21", None), ("triposplat", None),
+])  # fmt: skip
+def test_only_pictures_and_videos_have_a_size_in_pixels(name, size):
+    model = tiny_models.build(name)
+    base_model = comfyui.pack_module("nodes.host.base_model")
+    assert base_model.picture_size(model, base_model.latent_shape(model, tiny_models.empty_latent(name))) == size

@@ -111,7 +111,7 @@ def test_the_sampler_takes_the_wired_steps_as_comfyuis_own_does():
     (torch.tensor([0.7, 0.5, 0.0]), r"begin at 0\.7, but the model's highest noise level is 1; wire .* a whole run"),
     (torch.tensor([1.0, 0.9, 0.8, 0.5, 0.0]), r"slow_steps is 5, but only 1 teacher steps come before Fast"),
 ])  # fmt: skip
-def test_a_list_that_no_teacher_can_walk_is_rejected(sigmas, sentence):
+def test_a_list_that_no_teacher_can_take_is_rejected(sigmas, sentence):
     with pytest.raises(ValueError, match=sentence):
         pack.scheduler(tiny_models.build("wan"), "wan", sigmas=sigmas)
 

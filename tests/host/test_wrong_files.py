@@ -6,7 +6,9 @@ import pytest
 import tiny_models
 import torch
 from PIL import Image
-from safetensors.torch import save, save_file
+from safetensors.torch import load_file, save, save_file
+
+from glance_core.lora.metadata import PairMetadata, written_metadata
 
 
 @pytest.fixture
@@ -126,6 +128,21 @@ def test_report_names_what_another_kind_of_lora_looks_like(kind, flux, pair, lor
     assert report.count(note) == 1 and ", 0 unmatched" in report and "load it with Load LoRA" in report
     assert not torch.equal(pack.phase_split(carrying, "flux"), pack.phase_split(flux, "flux"))
     assert "looks like" not in pack.load_pair(flux, *pair)[1]
+
+
+def test_report_says_that_one_file_at_two_strengths_switches_the_strength(flux, pair, loras):
+    report = pack.load_pair(flux, pair[0], pair[0], 1.0, 0.5)[1]
+    assert "is used for both phases, so only the strength switches" in report
+
+
+def test_a_pair_of_this_base_whose_layers_are_missing_is_not_said_to_be_for_another(flux, pair, loras):
+    """As with weights that a loader packs under other names."""
+    renamed = {key.replace("_attn.", "_packed."): value for key, value in load_file(loras / pair[0]).items()}
+    renamed = {key.replace("linear", "packed").replace("_m", "_p"): value for key, value in renamed.items()}
+    stated = written_metadata(PairMetadata(base="flux"), "renamed")
+    save_file(renamed, loras / "renamed.safetensors", metadata=stated)
+    with pytest.raises(ValueError, match=r"its layers have other names or sizes than the pair's; load the model as it"):
+        pack.load_pair(flux, "renamed.safetensors", "renamed.safetensors")
 
 
 def test_report_notes_one_file_in_both_places(flux, pair, loras):
