@@ -89,8 +89,8 @@ def with_loaded_model(inputs: TrainingInputs, work: Callable[[Conditioned, torch
     """
     check_needs_no_next_sigma(inputs.patcher)
     model = inputs.patcher.clone()
-    prepare = partial(_prepare, inputs.offload, inputs.room)
-    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "glance_training", prepare)
+    loading = _Loading(inputs.offload, inputs.room, torch.is_inference_mode_enabled())
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "glance_training", loading.prepare)
     with ExitStack() as afterwards, torch.inference_mode(False), torch.no_grad(), forwards_restored(model.model):
         afterwards.callback(setattr, comfy.model_management, "in_training", comfy.model_management.in_training)
         afterwards.callback(clear_caches, model)
@@ -104,19 +104,30 @@ def with_loaded_model(inputs: TrainingInputs, work: Callable[[Conditioned, torch
         return sampler.result
 
 
-def _prepare(
-    offload: str, room: int, executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """PREPARE_SAMPLING: free every other model, and load this one with room for training."""
-    loaded_models = comfy.model_management.current_loaded_models
-    mine = [loaded for loaded in loaded_models if loaded.model is not None and loaded.model.model is model.model]
-    comfy.model_management.free_memory(_EVERYTHING, model.load_device, keep_loaded=mine)
-    shape = list(noise_shape)
-    if offload == "auto":  # ComfyUI leaves free what it estimates for a batch, so ask for one that needs the room
-        one = max(1, comfy.sampler_helpers.estimate_memory(model, [1, *shape[1:]], conds)[1])
-        shape[0] = max(shape[0], -(-room // one))
-    kwargs |= {"force_full_load": offload == "none", "force_offload": offload == "all"}
-    return executor(model, shape, conds, *args, **kwargs)
+@dataclass(frozen=True)
+class _Loading:
+    """How to load a model for training.
+
+    as_nodes_run: the inference mode in which ComfyUI loads and frees models elsewhere. Quantised weights that were
+    moved in another mode could never be moved again.
+    """
+
+    offload: str
+    room: int
+    as_nodes_run: bool
+
+    def prepare(self, executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
+        """PREPARE_SAMPLING: free every other model, and load this one with room for training."""
+        loaded_models = comfy.model_management.current_loaded_models
+        mine = [loaded for loaded in loaded_models if loaded.model is not None and loaded.model.model is model.model]
+        shape = list(noise_shape)
+        if self.offload == "auto":  # ComfyUI leaves free what it estimates for a batch, so ask for one that needs it
+            one = max(1, comfy.sampler_helpers.estimate_memory(model, [1, *shape[1:]], conds)[1])
+            shape[0] = max(shape[0], -(-self.room // one))
+        kwargs |= {"force_full_load": self.offload == "none", "force_offload": self.offload == "all"}
+        with torch.inference_mode(self.as_nodes_run):
+            comfy.model_management.free_memory(_EVERYTHING, model.load_device, keep_loaded=mine)
+            return executor(model, shape, conds, *args, **kwargs)
 
 
 def student_of(patcher: Any, velocity: RowVelocity, slots: Mapping[str, Slot], gradient_checkpointing: bool) -> Student:

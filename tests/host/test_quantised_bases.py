@@ -9,6 +9,7 @@ import pytest
 import quantised
 import tiny_models
 import torch
+import train_node
 from safetensors.torch import load_file
 
 MODELS = ["flux", "wan", "ltxv", "minimax-h3"]
@@ -35,3 +36,13 @@ def test_every_branch_acts_and_is_closer_to_the_truth_than_comfyuis_merge(name, 
     assert error <= pack.relative(merged, truth)
     assert torch.equal(pack.flat(pack.host_sample(model, name, sigmas)), pack.flat(bare))
     tiny_models.assert_bit_exact(model, before)
+
+
+@pytest.mark.parametrize("kind", quantised.FORMATS)
+def test_another_model_that_is_loaded_can_be_used_again_after_training(kind, loras, node_classes):
+    """Training frees it, in the inference mode in which ComfyUI's executor had loaded it."""
+    other, _ = quantised.load("wan", kind)
+    sigmas = pack.scheduler(other, "wan", STEPS, STEPS)
+    bare = pack.host_sample(other, "wan", sigmas)
+    train_node.train(tiny_models.build("flux"), "flux", steps=2)
+    assert torch.equal(pack.host_sample(other, "wan", sigmas), bare)
