@@ -21,6 +21,7 @@ from ..glance_core.plots.image_grid import comparison_sheet
 from ..glance_core.schedule.plan import even_steps
 from .host.base_model import latent_shape
 from .host.model_sigmas import AUTO, model_sigmas
+from .host.nested import parts
 from .host.node_progress import as_image
 from .host.patcher import metadata_of, pair_of
 from .host.phase_run import StepChoice, phase_run
@@ -183,8 +184,8 @@ class _Bench:
         return replace(found, psnr=psnr(found.pictures, teacher.pictures))
 
     def _decoded(self, latent: Any) -> torch.Tensor:
-        """Return pictures (n, 3, H, W); of a video every frame."""
-        pixels = self.vae.decode(latent["samples"])
+        """Return pictures (n, 3, H, W); of a video every frame, without its sound."""
+        pixels = self.vae.decode(parts(latent["samples"])[0])
         return pixels.reshape(-1, *pixels.shape[-3:]).movedim(-1, 1)[:, :3].float().cpu() * 2 - 1
 
 

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..glance_core.plots.loss_plot import LossPlot, plot_losses
 from ..glance_core.training.objectives import OBJECTIVES, Objective
+from .host.nested import parts
 from .host.node_progress import NodeProgress, as_image
 from .host.pair_loading import load_pair
 from .host.training_choices import TrainingChoices, TrainingOptions, training_plan
@@ -183,7 +184,7 @@ def _picture(training: TrainingPlan, result: TrainingResult) -> torch.Tensor:
 def _report(training: TrainingPlan, result: TrainingResult, loaded: str) -> str:
     plan, settings = training.plan, training.plan.settings
     if plan.objective is Objective.FLOW_MATCHING:
-        learnt_from = f"{training.latents.shape[0]} pictures"
+        learnt_from = f"{len(parts(training.latents)[0])} pictures"
     else:
         learnt_from = (
             f"{plan.runs} teacher runs on {training.prompts} prompts, cfg {plan.teacher_cfg:g}; {result.found.teacher}"

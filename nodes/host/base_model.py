@@ -13,6 +13,7 @@ import torch
 from ...glance_core.errors import GlanceError, ScheduleError
 from ...glance_core.lora.keys import COMPILED
 from ...glance_core.models import BaseModel, identify
+from .nested import parts
 
 _COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -93,8 +94,7 @@ def first_mask(latent: Mapping[str, Any]) -> torch.Tensor | None:
 
 def latent_shape(patcher: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the shape of the latent that will be sampled; of a nested one (video with sound) the first part's."""
-    samples = fixed_latent(patcher, latent)
-    return tuple((samples.unbind()[0] if samples.is_nested else samples).shape)
+    return tuple(parts(fixed_latent(patcher, latent))[0].shape)
 
 
 def picture_size(patcher: Any, shape: tuple[int, ...]) -> str | None:

@@ -10,6 +10,7 @@ import comfy.samplers
 import torch
 
 from ...glance_core.sampling.velocity import NO_PROMPT, RowVelocity
+from .base_model import base_of
 from .host_caches import clear_caches
 
 
@@ -53,12 +54,18 @@ class Conditioned:
                 level = sigma[at].reshape(-1, *(1,) * (x.ndim - 1))  # (B, 1, ...)
                 self.guider.conds["positive"] = self.negative if prompt == NO_PROMPT else [self.prompts[prompt]]
                 self.guider.set_cfg(cfg)
-                denoised = self._denoised(x[at], sigma[at])
+                denoised = self._in_batches(x[at], sigma[at])
                 for i, row in zip(at, (x[at] - denoised) / level, strict=True):
                     out[i] = row
             return torch.stack(out)
 
         return predict
+
+    def _in_batches(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Return what `_denoised` does, one row at a time for models that take no batch."""
+        count = 1 if base_of(self.guider.model_patcher).one_at_a_time else len(x)
+        rows = zip(x.split(count), sigma.split(count), strict=True)
+        return torch.cat([self._denoised(*row) for row in rows])
 
     def _denoised(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Return the clean latent (B, ...) that the model predicts, with the kept part as it is."""

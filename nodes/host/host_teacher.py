@@ -10,9 +10,10 @@ import torch
 
 from ...glance_core.errors import ScheduleError
 from ...glance_core.lora.metadata import PairMetadata
-from .base_model import first_mask, fixed_latent
+from .base_model import first_mask, fixed_latent, latent_shape
 from .conditioned import Conditioned, entries
 from .model_sigmas import ModelSigmas, model_sigmas, starting_noise
+from .nested import mapped, packed
 from .patcher import pair_of
 from .training_model import TrainingInputs, with_loaded_model
 
@@ -29,7 +30,7 @@ class HostTeacher:
     patcher: Any
     prompts: list[Any]
     negative: list[Any]
-    samples: torch.Tensor
+    samples: Any
     sigmas: ModelSigmas
     mask: torch.Tensor | None = None
 
@@ -40,7 +41,7 @@ class HostTeacher:
 
     def noise(self, runs: int, seed: int) -> torch.Tensor:
         """Return the start of its runs (runs, ...)."""
-        return starting_noise(self.patcher, self.sigmas.values, self.samples.shape, runs, seed)
+        return starting_noise(self.patcher, self.sigmas.values, packed(self.samples).shape, runs, seed)
 
     def run(self, seed: int, work: Callable[[Conditioned], T]) -> T:
         """Return work(model on these prompts), with the model loaded."""
@@ -69,10 +70,8 @@ def host_teacher(patcher: Any, positive: list[Any], negative: list[Any] | None, 
         raise ScheduleError(
             "the model carries a Glance pair, but its own steps are needed; wire the model from before Load Glance LoRA"
         )
-    samples = fixed_latent(patcher, choices.latent)[:1]
-    if samples.is_nested:
-        raise ScheduleError(
-            "a latent of several parts (video with sound) cannot be used here; wire a picture's or a silent video's"
-        )
-    sigmas = model_sigmas(patcher, tuple(samples.shape), choices.schedule, PairMetadata(), choices.sigmas)
+    samples = mapped(fixed_latent(patcher, choices.latent), lambda part: part[:1])
+    sigmas = model_sigmas(
+        patcher, latent_shape(patcher, choices.latent), choices.schedule, PairMetadata(), choices.sigmas
+    )
     return HostTeacher(patcher, prompts, negatives, samples, sigmas, first_mask(choices.latent))

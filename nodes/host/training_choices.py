@@ -25,6 +25,7 @@ from ...glance_core.training.settings import TrainingSettings
 from .base_model import base_of, first_mask, fixed_latent
 from .conditioned import entries
 from .model_sigmas import AUTO, model_sigmas, split_for
+from .nested import joined, mapped, parts
 from .patcher import pair_of
 from .phase_run import chosen_sigmas
 from .training_model import trained_slots
@@ -103,7 +104,7 @@ def training_plan(choices: TrainingChoices, options: TrainingOptions) -> Trainin
     base = base_of(model)
     wanted = options.targets.strip()
     slots = trained_slots(model, base.recipe.targets if wanted == AUTO else wanted)
-    plan = _distill_plan(choices, options, objective, tuple(latents.shape), len(positive))
+    plan = _distill_plan(choices, options, objective, tuple(parts(latents)[0].shape), len(positive))
     folder, run_dir = _folders(choices)
     return TrainingPlan(
         plan=plan,
@@ -168,28 +169,26 @@ def _check(choices: TrainingChoices, objective: Objective, has_negative: bool) -
         )
 
 
-def _latents(choices: TrainingChoices, objective: Objective, captions: int) -> torch.Tensor:
+def _latents(choices: TrainingChoices, objective: Objective, captions: int) -> Any:
     """Return the pictures, or for other objectives one latent of the size to train at."""
     samples = [fixed_latent(choices.model, one) for one in choices.latent]
-    if any(one.is_nested for one in samples):
-        raise TrainingError("latent holds video with sound, which cannot be trained yet; give pictures or plain video")
-    sizes = list(dict.fromkeys(tuple(one.shape[1:]) for one in samples))
+    sizes = list(dict.fromkeys(" and ".join(str(tuple(part.shape[1:])) for part in parts(one)) for one in samples))
     if len(sizes) > 1:
         raise TrainingError(
             f"latents differ in size, {sizes[0]} and {sizes[1]}; resize the pictures to one size before VAE Encode"
         )
-    latents = torch.cat(samples)
+    latents = joined(samples)
     if objective is not Objective.FLOW_MATCHING:
-        return latents[:1]
-    if not torch.count_nonzero(latents):
+        return mapped(latents, lambda part: part[:1])
+    count = len(parts(latents)[0])
+    if not all(torch.count_nonzero(part) for part in parts(latents)):
         raise TrainingError(
             "flow_matching needs a picture, but latent is empty; wire VAE Encode, or choose on_policy, which needs "
             "only prompts"
         )
-    if captions not in (1, len(latents)):
+    if captions not in (1, count):
         raise TrainingError(
-            f"latent holds {len(latents)} pictures and positive {captions} captions; give one caption each, or one "
-            "for all"
+            f"latent holds {count} pictures and positive {captions} captions; give one caption each, or one for all"
         )
     return latents
 

@@ -30,6 +30,7 @@ from .autograd_fit import fit_for_autograd
 from .base_model import base_of, check_needs_no_next_sigma, compute_dtype, describe
 from .conditioned import Conditioned, Kept
 from .host_caches import clear_caches
+from .nested import mapped
 
 T = TypeVar("T")
 ROOT = "diffusion_model"
@@ -60,7 +61,7 @@ class TrainingInputs:
     patcher: Any
     positive: list[Any]
     negative: list[Any]
-    latents: torch.Tensor
+    latents: Any
     seed: int
     offload: str = "auto"
     room: int = 0
@@ -97,10 +98,12 @@ def with_loaded_model(inputs: TrainingInputs, work: Callable[[Conditioned, torch
         comfy.model_management.in_training = True  # without it ComfyUI's rotary embedding has no backward
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(_normal_tensors(inputs.positive), _normal_tensors(inputs.negative))
-        samples, sampler = inputs.latents.clone(), _Work(work)
+        samples, sampler = mapped(inputs.latents, torch.clone), _Work(work)
         sigmas = torch.tensor([1.0, 0.0])
         mask = None if inputs.mask is None else inputs.mask.clone()
-        guider.sample(torch.zeros_like(samples), samples, sampler, sigmas, mask, disable_pbar=True, seed=inputs.seed)
+        guider.sample(
+            mapped(samples, torch.zeros_like), samples, sampler, sigmas, mask, disable_pbar=True, seed=inputs.seed
+        )
         return sampler.result
 
 

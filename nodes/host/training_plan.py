@@ -21,6 +21,7 @@ from ...glance_core.training.objectives import Objective
 from ...glance_core.training.run.run_dir import RunDir
 from .base_model import base_of, compute_dtype, fingerprint, picture_size
 from .model_sigmas import latent_tokens
+from .nested import parts
 
 # Bytes beside the weights, by `python -m benchmarks.memory`, rounded up.
 _KEPT_PER_BLOCK = {True: 2, False: 46}  # per number of the hidden state: with gradient checkpointing, and without
@@ -43,7 +44,7 @@ class TrainingPlan:
     positive: list[Any]
     negative: list[Any]
     prompts: int
-    latents: torch.Tensor
+    latents: Any
     slots: Mapping[str, Slot]
     gradient_checkpointing: bool
     offload: str
@@ -59,7 +60,7 @@ class TrainingPlan:
         masks = [] if self.mask is None else [self.mask]
         return {
             "model": fingerprint(self.model),
-            "data": hash_of([self.positive, self.negative, self.latents, *masks]),
+            "data": hash_of([self.positive, self.negative, *parts(self.latents), *masks]),
         }
 
     @property
@@ -73,8 +74,8 @@ class TrainingPlan:
         about = PairMetadata(
             base=base_of(self.model).name,
             fingerprint=self.identity["model"],
-            image_sha256=hash_of([self.latents]) if pictures else None,
-            resolution=picture_size(self.model, tuple(self.latents.shape)),
+            image_sha256=hash_of(parts(self.latents)) if pictures else None,
+            resolution=picture_size(self.model, tuple(parts(self.latents)[0].shape)),
         )
         return PairFiles(folder, name, about, {**self.identity, "targets": list(self.slots)})
 
@@ -85,10 +86,9 @@ class TrainingPlan:
         block keeps and what one block works with.
         """
         hidden = Counter(slot.inside for slot in self.slots.values()).most_common(1)[0][0]
-        frames = self.latents.shape[2] if self.latents.ndim == 5 else 1
-        tokens = (
-            frames * latent_tokens(tuple(self.latents.shape), base_of(self.model).latents_per_token) + _PROMPT_TOKENS
-        )
+        shape = tuple(parts(self.latents)[0].shape)  # beside a video, its sound is small
+        frames = shape[2] if len(shape) == 5 else 1
+        tokens = frames * latent_tokens(shape, base_of(self.model).latents_per_token) + _PROMPT_TOKENS
         blocks = len(blocks_of(self.model.model.diffusion_model))
         plan, lora = self.plan, self.plan.settings.lora
         batch = plan.settings.batch * (2 if plan.student_cfg != 1 else 1)

@@ -29,6 +29,7 @@ from .base_model import compute_dtype, is_flow, noise_scale
 from .conditioned import Conditioned
 from .log import log
 from .model_sigmas import starting_noise
+from .nested import first_part, packed
 from .node_progress import NodeProgress
 from .previews import Preview, preview
 from .training_model import TrainingInputs, student_of, with_loaded_model
@@ -81,8 +82,8 @@ class HostModel:
 
     def noise_of(self, count: int, seed: int) -> torch.Tensor:
         """Return noise (count, ...) at the first sigma."""
-        plan, latents = self.training.plan, self.training.latents
-        return starting_noise(self.training.model, plan.sigmas, tuple(latents.shape), count, seed)
+        plan, shape = self.training.plan, tuple(packed(self.training.latents).shape)
+        return starting_noise(self.training.model, plan.sigmas, shape, count, seed)
 
     def student(self, guidance: float) -> Student:
         training = self.training
@@ -129,7 +130,7 @@ class TrainingObserver:
         """Return a picture through the pair as it is."""
         start = distill.StartNoise(self.noise)
         latent = distill.sample_pair(self.training.plan, self.model, outcome, start, self.progress.pause)
-        return preview(self.training.model, latent)
+        return preview(self.training.model, first_part(latent, self.training.latents))
 
 
 def train(training: TrainingPlan, progress: NodeProgress) -> TrainingResult:

@@ -29,6 +29,7 @@ CLASSES = {
     "LTXV": "ltxv", "LTXAV": "ltxav", "Ideogram4": "ideogram4", "GenmoMochi": "genmomochi",
     "LongCatImage": "longcat-image", "MageFlow": "mageflow", "SD3": "sd3", "SDXL": "sdxl", "SDXLRefiner": "sdxl",
     "Lumina2": "lumina2", "ZImagePixelSpace": "z-image", "ACEStep": "acestep", "TripoSplat": "triposplat",
+    "MiniMaxH3": "minimaxh3",
     "HunyuanVideo": "hunyuan-video", "HunyuanVideoI2V": "hunyuan-video", "HunyuanVideoSkyreelsI2V": "hunyuan-video",
     "HunyuanVideo15": "hunyuan-video", "HunyuanVideo15_SR_Distilled": "hunyuan-video",
     "WAN21": "wan", "WAN21_CausalAR": "wan", "WAN21_Vace": "wan", "WAN21_Camera": "wan", "WAN21_HuMo": "wan",

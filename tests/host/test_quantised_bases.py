@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 MODELS = ["flux", "wan", "ltxv", "minimax-h3"]
 STEPS = 2
+# Not the layers through which ComfyUI encodes prompts before it samples, which training sees encoded.
+BLOCKS = r".*(?<!token_refiner\.)blocks\.\d+\..*(attn|qkv|linear).*"
 
 
 @pytest.mark.parametrize("kind", quantised.FORMATS)
@@ -34,6 +36,19 @@ def test_every_branch_acts_and_is_closer_to_the_truth_than_comfyuis_merge(name, 
     error = pack.relative(ours, truth)
     assert error < 3 * rounding + 1e-5
     assert error <= pack.relative(merged, truth)
+    assert torch.equal(pack.flat(pack.host_sample(model, name, sigmas)), pack.flat(bare))
+    tiny_models.assert_bit_exact(model, before)
+
+
+@pytest.mark.parametrize("kind", quantised.FORMATS)
+@pytest.mark.parametrize("name", MODELS)
+def test_training_reaches_every_layer_and_leaves_the_base_alone(name, kind, loras, node_classes):
+    model, _ = quantised.load(name, kind)
+    before, sigmas = tiny_models.state(model), pack.scheduler(model, name, STEPS, STEPS)
+    bare = pack.host_sample(model, name, sigmas)
+    carrying, *_, report = train_node.train(model, name, steps=2, targets=BLOCKS)
+    assert "no effect in this model" not in report
+    assert pack.relative(pack.host_sample(carrying, name, sigmas), bare) > 0
     assert torch.equal(pack.flat(pack.host_sample(model, name, sigmas)), pack.flat(bare))
     tiny_models.assert_bit_exact(model, before)
 

@@ -10,15 +10,15 @@ import train_node
 from architectures import ARCHITECTURES
 from test_gradients import gradient_errors
 
-NESTED = [name for name, tiny in ARCHITECTURES.items() if isinstance(tiny.latent, list)]
 NEXT_SIGMA = ["hunyuan-image21-distilled", "hunyuan-video15-meanflow"]
 NOT_DIFFERENTIABLE = ["hidream-o1"]  # it writes with `out=`
-TRAINED = [name for name in ARCHITECTURES if name not in (*NESTED, *NEXT_SIGMA, *NOT_DIFFERENTIABLE)]
+TRAINED = [name for name in ARCHITECTURES if name not in (*NEXT_SIGMA, *NOT_DIFFERENTIABLE)]
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", TRAINED)
-def test_gradients_are_those_of_central_differences(name):
-    errors = gradient_errors(name, checkpointing=False)
+def test_gradients_are_those_of_central_differences(name, checkpointing):
+    errors = gradient_errors(name, checkpointing)
     assert len(errors) >= 2
     assert max(errors) < 1e-3
 
