@@ -68,7 +68,8 @@ class BaseModel:
     modelspec, kohya: the architecture as ModelSpec and kohya's files state it; "" means `name`.
     teacher_cfg: guidance that the full-step model is usually sampled with.
     latent_size: (height, width) in latents, for a model that paints one size only. pictures: whether its latents are
-    pictures or videos, not sound or shapes. one_at_a_time: it refuses batches.
+    pictures or videos, not sound or shapes. one_at_a_time: it refuses batches. sigma_as_number: it takes the sigma out
+    of autograd.
     earlier_names: what files of earlier versions of this pack call it.
     own_turbo: how file names call a turbo version of the base itself.
     """
@@ -95,6 +96,7 @@ class BaseModel:
     latent_size: tuple[int, int] | None = None
     pictures: bool = True
     one_at_a_time: bool = False
+    sigma_as_number: bool = False
     earlier_names: tuple[str, ...] = ()
     own_turbo: str = ""
 
@@ -225,7 +227,7 @@ _ROWS = (
         "z-image", classes=("ZImagePixelSpace",), configs=("ZImage",), module_patterns=_LUMINA_NAMES,
         own_turbo=r"z[-_ ]?image", earlier_names=("lumina2",),
     ),
-    BaseModel("minimaxh3", classes=("MiniMaxH3",), one_at_a_time=True),
+    BaseModel("minimaxh3", classes=("MiniMaxH3",), one_at_a_time=True, sigma_as_number=True),
     BaseModel("acestep", classes=("ACEStep",), pictures=False),
     BaseModel("triposplat", classes=("TripoSplat",), pictures=False),
     BaseModel("sd1", configs=("SD15",), module_patterns=_UNET_NAMES, modelspec="stable-diffusion-v1", kohya="sd_v1"),

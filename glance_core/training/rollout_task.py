@@ -197,7 +197,7 @@ class RolloutTask:
 
     def _velocity(self, i: int, x: Tensor, prompt_rows: Tensor) -> tuple[Tensor, Tensor | None]:
         scale = self.learnable.scale_at(i)
-        if not self.data.end_to_end:
+        if not (self.data.end_to_end and self.student.learns_sigmas):
             scale = scale.detach()  # a block that is run again may lose a gradient through sigma
         sigma = (scale * self.data.sigmas[i]).expand(len(x))
         guided = self.data.solver.guided_steps[i]

@@ -26,7 +26,8 @@ class Student:
 
     velocity: runs it, guidance included. slots: what gets a LoRA. name: for messages. half: it computes in float16.
     blocks: run again in backward; None keeps all activations. weight_of: how a host gets a layer's weight.
-    other_forwards: forwards of layers without a LoRA, given the names of those with one.
+    other_forwards: forwards of layers without a LoRA, given the names of those with one. learns_sigmas: whether its
+    velocity can be differentiated by the sigma; if not, a solver keeps its sigmas.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class Student:
     blocks: Mapping[str, nn.Module] | None = None
     weight_of: Callable[[nn.Module], WeightOf | None] | None = None
     other_forwards: Callable[[frozenset[str]], Forwards] | None = None
+    learns_sigmas: bool = True
 
 
 def training_forwards(student: Student, layers: LoraLayers) -> Forwards:

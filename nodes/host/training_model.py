@@ -146,6 +146,7 @@ def student_of(patcher: Any, velocity: RowVelocity, slots: Mapping[str, Slot], g
         blocks=blocks_of(model.diffusion_model) if gradient_checkpointing else None,
         weight_of=weight_of,
         other_forwards=partial(_other_forwards, model),
+        learns_sigmas=not base_of(patcher).sigma_as_number,
     )
 
 

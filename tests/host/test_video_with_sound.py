@@ -4,11 +4,15 @@ import comfy.nested_tensor
 import comfy.samplers
 import comfy.utils
 import comfyui
+import folder_paths
 import pack
 import pytest
 import tiny_models
 import torch
 import train_node
+
+from glance_core.lora.reader import read_adapter
+from glance_core.sampling.solver import Solver
 
 NAMES = ["ltxav", "minimax-h3", "triposplat"]
 STEPS = 5
@@ -69,6 +73,19 @@ def test_a_trained_pair_changes_both_parts(name, objective, loras, node_classes)
     for with_it, without in zip(parts(loaded), parts(bare), strict=True):
         assert with_it.isfinite().all() and pack.relative(with_it, without) > 1e-4
     tiny_models.assert_bit_exact(model, before)
+
+
+def test_a_solver_keeps_its_sigmas_where_a_model_has_no_gradient_for_them(loras, node_classes, recwarn):
+    """MiniMax H3 computes with the sigma as a plain number, so a gradient through it would be wrong."""
+    scales = {}
+    for each in ("minimax-h3", "ltxav"):
+        inputs = {"steps": 6, "learning_rate": 0.02, "gradient_checkpointing": False, "name": each}
+        _, slow, *_ = train_node.train(tiny_models.build(each), each, objective="end_to_end", **inputs)
+        solver = read_adapter(folder_paths.get_full_path("loras", slow)).pair.solver
+        scales[each] = Solver.loads(solver).sigma_scale
+    assert all(scale == pytest.approx(1, abs=1e-6) for scale in scales["minimax-h3"])
+    assert any(scale != pytest.approx(1, abs=1e-6) for scale in scales["ltxav"])
+    assert not [each for each in recwarn if "requires_grad=True to a scalar" in str(each.message)]
 
 
 def test_calibration_and_plot_run_and_their_settings_are_sampled_with(name, node_classes):
