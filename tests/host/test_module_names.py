@@ -9,9 +9,6 @@ import write_module_names
 from architectures import ARCHITECTURES
 from safetensors.torch import load_file, save_file
 
-from glance_core.lora.keys import module_name
-from glance_core.lora.module_names import unflattened
-
 EVERY = [*tiny_models.MODELS, *ARCHITECTURES]
 write_adapter, convert = (
     getattr(comfyui.pack_module("glance_core.lora.writer"), n) for n in ("write_adapter", "convert")
@@ -74,19 +71,3 @@ def test_the_list_of_names_is_up_to_date(node_classes):
     with torch.no_grad():
         expected = write_module_names.text()
     assert (comfyui.PACK / "glance_core/lora/module_names.txt").read_text(encoding="utf-8") == expected
-
-
-@pytest.mark.parametrize("flat, module", [
-    ("lora_unet_double_stream_modulation_img_lin", "double_stream_modulation_img.lin"),
-    ("lora_unet_txtfusion_layerwise_blocks_1_attn_wq", "txtfusion.layerwise_blocks.1.attn.wq"),
-    ("lora_unet_double_stream_blocks_12_block_adaLN_modulation_1", "double_stream_blocks.12.block.adaLN_modulation.1"),
-    ("lora_transformer_single_transformer_blocks_37_attn_to_q", "single_transformer_blocks.37.attn.to_q"),
-    ("lora_unet_transformer_blocks_2_img_mlp_net_0_proj", "transformer_blocks.2.img_mlp.net.0.proj"),
-])  # fmt: skip
-def test_flattened_names_get_the_models_own_dots(flat, module):
-    assert module_name(flat) == module and unflattened(module.replace(".", "_")) == module
-
-
-def test_an_unknown_flattened_name_is_left_to_the_usual_words():
-    assert unflattened("no_such_layer_3") is None
-    assert module_name("lora_unet_new_blocks_3_self_attn_q") == "new.blocks.3.self_attn.q"
