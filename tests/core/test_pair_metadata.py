@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from glance_core.errors import AdapterError
+from glance_core.lora.metadata import read_metadata, written_metadata
 from glance_core.lora.reader import read_adapter, with_alpha
 
 ONE, TWO = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q"
@@ -186,3 +187,27 @@ def test_given_alpha_applies_to_every_module(alpha, tmp_path):
 def test_alpha_that_no_float_can_hold_counts_as_none(tmp_path):
     assert math.isinf(float("1e400"))  # as text it is infinite, and as JSON's integer it does not fit a float at all
     assert read(tmp_path, low_rank(ONE), peft(lora_alpha=10**400)).factors[ONE].alpha is None
+
+
+LISTED = {"glance.format": "2", "glance.sigma_rule": "list", "glance.teacher_steps": "2"}
+
+
+def test_a_list_of_sigmas_is_read_as_it_was_written():
+    found = read_metadata("a", {**LISTED, "glance.teacher_sigmas": "[1.0, 0.5, 0.0]"})
+    assert (found.sigma_rule, found.teacher_steps, found.teacher_sigmas) == ("list", 2, (1.0, 0.5, 0.0))
+    assert written_metadata(found, "a")["glance.teacher_sigmas"] == "[1.0, 0.5, 0.0]"
+
+
+@pytest.mark.parametrize("stated, why", [
+    ({}, "the list rule needs the list itself"),
+    (
+        {"glance.teacher_sigmas": "[1.0, 0.5, 0.2, 0.0]"},
+        "the list gave 3 teacher steps instead of 2; choose another number",
+    ),
+    ({"glance.teacher_sigmas": "[1.0, 0.0, 0.5]"}, "sigmas must fall, but sigma 3 is 0.5 after 0"),
+    ({"glance.teacher_sigmas": "[1.0, 0.5, 0.25]"}, "sigmas must end with 0, but the last is 0.25"),
+])  # fmt: skip
+def test_a_list_of_sigmas_that_cannot_be_sampled_is_rejected(stated, why):
+    with pytest.raises(AdapterError) as rejected:
+        read_metadata("a", LISTED | stated)
+    assert str(rejected.value) == f"a: glance.sigma_rule is list, and glance.teacher_sigmas: {why}"
