@@ -124,6 +124,8 @@ def open_template(page: Page, pack: str, template: str) -> None:
         f"{pack!r} under Extensions in the templates browser",
         seconds=60,
     ).click()
+    search = find(dialog.get_by_placeholder("Search"), "the templates browser's search")
+    search.fill(template)  # the browser draws only the first two dozen
     find(dialog.get_by_test_id(f"template-workflow-{template}"), f"the template {template!r} of {pack!r}").click()
     find(
         page.get_by_test_id("topbar-workflow-tabs").get_by_text(template, exact=True),

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from . import blocks, combined, edit, embedded, training, video
+from . import blocks, combined, edit, embedded, families, training, video
 from .builder import Graph
-from .models import FLUX_DEV, QWEN_IMAGE
+from .models import FLUX2_DEV, FLUX2_KLEIN, FLUX_DEV, QWEN_IMAGE, QWEN_IMAGE_2512, Z_IMAGE
 from .text_to_image import text_to_image
 
 WORKFLOWS: Mapping[str, Callable[[Graph], None]] = {
@@ -32,6 +32,10 @@ WORKFLOWS: Mapping[str, Callable[[Graph], None]] = {
     "glance_flux_dev_train_one_picture": partial(training.train_one_picture, model=FLUX_DEV),
     "glance_wan_text_to_video": video.text_to_video,
     "glance_wan_train_on_prompts": video.train_on_prompts,
+} | {
+    f"glance_{model.key}_{name}": partial(made, model=model)
+    for model in (Z_IMAGE, QWEN_IMAGE_2512, FLUX2_DEV, FLUX2_KLEIN)
+    for name, made in families.GRAPHS.items()
 }
 
 

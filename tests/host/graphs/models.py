@@ -26,7 +26,10 @@ def _file(folder: str, base: str, name: str, gb: float | None = None) -> File:
 class Model:
     """A base model and its files.
 
-    slow, fast: a published pair's files, or placeholders. cfg, guidance: as the base is sampled.
+    slow, fast: a published pair's files, or placeholders. cfg, guidance, negative: as the base is sampled.
+    latent, side: the node for an empty latent, and the size that the model is made for. shift: the ModelSampling node
+    that its template has, and the shift. steps: of the full run. scheduler: the node that gives their sigmas, if
+    Glance's `auto` does not. split: steps of Slow and Fast.
     """
 
     key: str
@@ -39,6 +42,13 @@ class Model:
     fast: File | str
     cfg: float
     guidance: float | None = None
+    negative: str = " "
+    latent: str = "EmptySD3LatentImage"
+    side: int = 1024
+    shift: tuple[str, float] | None = None
+    steps: int = 50
+    scheduler: str | None = None
+    split: tuple[int, int] = (5, 5)
 
     @property
     def base_files(self) -> tuple[File, ...]:
@@ -104,6 +114,75 @@ WAN = Model(
     slow="my_glance_wan_slow.safetensors",
     fast="my_glance_wan_fast.safetensors",
     cfg=6,
+)
+
+_Z_IMAGE = f"{_HUB}/Comfy-Org/z_image/resolve/main/split_files"
+_Z_IMAGE_TURBO = f"{_HUB}/Comfy-Org/z_image_turbo/resolve/main/split_files"
+_FLUX2 = f"{_HUB}/Comfy-Org/flux2-dev/resolve/main/split_files"
+_KLEIN = f"{_HUB}/Comfy-Org/flux2-klein/resolve/main/split_files"
+
+Z_IMAGE = Model(
+    key="z_image",
+    name="Z-Image",
+    unet=_file("diffusion_models", f"{_Z_IMAGE}/diffusion_models", "z_image_bf16.safetensors"),
+    encoders=(_file("text_encoders", f"{_Z_IMAGE_TURBO}/text_encoders", "qwen_3_4b.safetensors"),),
+    encoder_type="lumina2",
+    vae=_file("vae", f"{_Z_IMAGE_TURBO}/vae", "ae.safetensors"),
+    slow="my_glance_z_image_slow.safetensors",
+    fast="my_glance_z_image_fast.safetensors",
+    cfg=4,
+    negative="",
+    shift=("ModelSamplingAuraFlow", 3.0),
+    steps=25,
+    scheduler="BasicScheduler",
+)
+
+QWEN_IMAGE_2512 = Model(
+    key="qwen_image_2512",
+    name="Qwen-Image 2512",
+    unet=_file("diffusion_models", f"{_QWEN}/diffusion_models", "qwen_image_2512_fp8_e4m3fn.safetensors"),
+    encoders=(_QWEN_TEXT,),
+    encoder_type="qwen_image",
+    vae=_QWEN_VAE,
+    slow="my_glance_qwen_image_2512_slow.safetensors",
+    fast="my_glance_qwen_image_2512_fast.safetensors",
+    cfg=4,
+    negative="低分辨率，低画质，肢体畸形，手指畸形，画面过饱和，蜡像感，人脸无细节，过度光滑，画面具有AI感。构图混乱。文字模糊，扭曲",
+    side=1328,
+)
+
+FLUX2_DEV = Model(
+    key="flux2_dev",
+    name="FLUX.2 dev",
+    unet=_file("diffusion_models", f"{_FLUX2}/diffusion_models", "flux2_dev_fp8mixed.safetensors"),
+    encoders=(_file("text_encoders", f"{_FLUX2}/text_encoders", "mistral_3_small_flux2_bf16.safetensors"),),
+    encoder_type="flux2",
+    vae=_file("vae", f"{_FLUX2}/vae", "flux2-vae.safetensors"),
+    slow="my_glance_flux2_dev_slow.safetensors",
+    fast="my_glance_flux2_dev_fast.safetensors",
+    cfg=1,
+    guidance=4.0,
+    latent="EmptyFlux2LatentImage",
+    steps=20,
+    scheduler="Flux2Scheduler",
+    split=(4, 4),
+)
+
+FLUX2_KLEIN = Model(
+    key="flux2_klein",
+    name="FLUX.2 klein base 4B",
+    unet=_file("diffusion_models", f"{_KLEIN}/diffusion_models", "flux-2-klein-base-4b.safetensors"),
+    encoders=(_file("text_encoders", f"{_KLEIN}/text_encoders", "qwen_3_4b.safetensors"),),
+    encoder_type="flux2",
+    vae=_file("vae", f"{_FLUX2}/vae", "flux2-vae.safetensors"),
+    slow="my_glance_flux2_klein_slow.safetensors",
+    fast="my_glance_flux2_klein_fast.safetensors",
+    cfg=5,
+    negative="",
+    latent="EmptyFlux2LatentImage",
+    steps=20,
+    scheduler="Flux2Scheduler",
+    split=(4, 4),
 )
 
 ILLUSTRATION = _file(

@@ -97,7 +97,7 @@ def negative_prompt(column: Column, model: Model, clip: Node, positive: Node) ->
     """Add the negative prompt. At cfg 1 it has no effect, so it is the zeroed positive one."""
     if model.cfg == 1:
         return column.node("ConditioningZeroOut", title="Negative: none (cfg is 1)", colour=RED, conditioning=positive)
-    return column.node("CLIPTextEncode", 100, title="Negative prompt", colour=RED, clip=clip, text=" ")
+    return column.node("CLIPTextEncode", 100, title="Negative prompt", colour=RED, clip=clip, text=model.negative)
 
 
 def encode_prompts(column: Column, model: Model, clip: Node, group: str, text: str = FOX) -> Prompts:
