@@ -251,7 +251,7 @@ def _usage(pair: PairMetadata) -> str | None:
 
 def _timestep_range(pair: PairMetadata) -> str | None:
     """Return the noise levels trained on, out of ModelSpec's 1000; for flow models only."""
-    if not pair.sigmas or pair.sigma_rule in (None, HOST):
+    if not pair.sigmas or pair.sigma_rule in (None, HOST) or max(pair.sigmas) > 1:
         return None
     ends = (min(pair.sigmas), max(pair.sigmas))
     return ",".join(str(min(_MODELSPEC_TIMESTEPS - 1, round(_MODELSPEC_TIMESTEPS * sigma))) for sigma in ends)

@@ -128,8 +128,7 @@ def differs_from_training(sigmas: Sequence[float], pair: PairMetadata) -> bool:
     Args:
         sigmas: of a run that takes the trained steps.
     """
-    trained = pair.sigmas or ()
-    return _difference(sigmas[: len(trained)], trained) > _SAME_TRAINING if trained else False
+    return any(abs(a - b) > _SAME_TRAINING for a, b in zip(sigmas, pair.sigmas or (), strict=False))
 
 
 def rule_tokens(shape: tuple[int, ...], base: BaseModel) -> int:

@@ -133,6 +133,8 @@ def test_unknown_facts_are_not_stated(tmp_path):
     ):
         assert f"modelspec.{key}" not in written
     assert written["modelspec.title"] == "a"
+    listed = PairMetadata(base="sd1", sigma_rule="list", sigmas=(14.6, 0.03))
+    assert "modelspec.timestep_range" not in metadata(write_adapter(tmp_path / "c.safetensors", factors(), listed))
     not_a_flow = PairMetadata(base="sd1", sigma_rule="model", sigmas=(0.9, 0.03))
     file = write_adapter(tmp_path / "b.safetensors", factors(COMFYUI), not_a_flow)
     assert "modelspec.timestep_range" not in metadata(file)

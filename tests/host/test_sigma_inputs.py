@@ -172,6 +172,18 @@ def test_a_pair_whose_model_sampling_is_missing_warns(wan, loras, caplog):
     assert "this MODEL has other noise levels than the one that the pair was trained on" in caplog.text
 
 
+def test_sigmas_of_another_length_or_of_fast_alone_do_not_warn(wan, loras, caplog):
+    own = basic(wan)
+    common = {"sigma_rule": "model", "teacher_steps": 50, "steps": "1,3|11,21,50"}
+    for slow, fast in (((*own[[0, 2, 10, 20, 49, 50]].tolist(), 0.0), None), (None, (0.5, 0.2, 0.1))):
+        facts = {
+            phase: written_metadata(PairMetadata(phase=phase, sigmas=sigmas, **common), phase)
+            for phase, sigmas in (("slow", slow), ("fast", fast))
+        }
+        pack.scheduler(pack.load_pair(wan, *adapters.save_pair(wan, loras, metadata=facts))[0], "wan", 2, 3)
+    assert "other noise levels" not in caplog.text
+
+
 def teacher_inputs(model, sigmas):
     return {
         "model": [model],
