@@ -35,6 +35,7 @@ class Conditioned:
 
     def __init__(self, guider: Any, extra_args: Mapping[str, Any], kept: Kept | None = None):
         self.guider, self.extra_args, self.kept = guider, dict(extra_args), kept
+        self.one_at_a_time = base_of(guider.model_patcher).one_at_a_time
         self.prompts: list[Any] = list(guider.conds["positive"])
         self.negative: list[Any] = list(guider.conds.get("negative") or [])
 
@@ -63,8 +64,9 @@ class Conditioned:
 
     def _in_batches(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Return what `_denoised` does, one row at a time for models that take no batch."""
-        count = 1 if base_of(self.guider.model_patcher).one_at_a_time else len(x)
-        rows = zip(x.split(count), sigma.split(count), strict=True)
+        if not self.one_at_a_time:
+            return self._denoised(x, sigma)
+        rows = zip(x.split(1), sigma.split(1), strict=True)
         return torch.cat([self._denoised(*row) for row in rows])
 
     def _denoised(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
