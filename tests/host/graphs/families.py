@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .builder import BLUE, Graph, Node, Slot
+from .builder import Graph, Node, Slot
 from .layout import Column, Notes, level
 from .models import Model
 from .pieces import (
@@ -19,7 +19,7 @@ from .pieces import (
     sample,
     training_files_note,
 )
-from .training import AFTERWARDS, SAME_CALLS, show_results, train
+from .training import AFTERWARDS, show_comparison, show_results, train
 
 UNTRIED = "**We have not run this on the full-size model.** We only tested that ComfyUI accepts the graph."
 
@@ -82,14 +82,7 @@ def compare(graph: Graph, model: Model) -> None:
     middle = Column(graph, 930, 400)
     pair = load_pair(middle, model, base, "3. Glance pair")
     prompts = encode_prompts(middle, model, clip, "4. Prompt")
-    inputs = {"model": base, "with_pair": pair, "positive": prompts.positive, "negative": prompts.negative}
-    compared = graph.node(
-        "GlanceCompare", (1390, 0), (420, None), colour=BLUE, **inputs, latent_image=size, vae=vae, cfg=model.cfg
-    )
-    below = (1390, compared.bottom + 60)
-    table = graph.node("PreviewAny", below, (420, 560), title="Table and result", source=compared["table"])
-    grid = graph.node("PreviewImage", (1850, 0), (640, table.bottom), title=SAME_CALLS, images=compared["grid"])
-    graph.group("5. Compare", compared, table, grid)
+    show_comparison(graph, prompts, model=base, with_pair=pair, latent_image=size, vae=vae, cfg=model.cfg)
     notes = Notes(graph)
     notes.note("Model files", files_note(model), 320)
     notes.note("Is the pair worth it?", _compared(model), 330)

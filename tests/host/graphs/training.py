@@ -125,28 +125,22 @@ def compare(graph: Graph, model: Model) -> None:
     middle = Column(graph, 930, 400)
     pair = load_pair(middle, model, loaded.unet, "3. Glance pair")
     prompts = encode_prompts(middle, model, loaded.clip, "4. Prompt")
-    compared = graph.node(
-        "GlanceCompare",
-        (1390, 0),
-        (420, None),
-        colour=BLUE,
-        model=loaded.unet,
-        with_pair=pair,
-        positive=prompts.positive,
-        negative=prompts.negative,
-        latent_image=size,
-        vae=loaded.vae,
-        cfg=model.cfg,
-    )
-    below = (1390, compared.bottom + 60)
-    table = graph.node("PreviewAny", below, (420, 560), title="Table and result", source=compared["table"])
-    grid = graph.node("PreviewImage", (1850, 0), (640, table.bottom), title=SAME_CALLS, images=compared["grid"])
-    graph.group("5. Compare", compared, table, grid)
+    show_comparison(graph, prompts, model=loaded.unet, with_pair=pair, latent_image=size, vae=loaded.vae, cfg=model.cfg)
     notes = Notes(graph)
     notes.note("Model files", files_note(model), 320)
     notes.note("Is the pair worth it?", COMPARED, 310)
     notes.note("How long it takes", _cost(model), 220)
     level(graph)
+
+
+def show_comparison(graph: Graph, prompts: Prompts, **inputs: Any) -> None:
+    """Add the node that compares, its table and its grid. inputs: of the node, beside the prompts."""
+    prompted = {"positive": prompts.positive, "negative": prompts.negative}
+    compared = graph.node("GlanceCompare", (1390, 0), (420, None), colour=BLUE, **prompted, **inputs)
+    below = (1390, compared.bottom + 60)
+    table = graph.node("PreviewAny", below, (420, 560), title="Table and result", source=compared["table"])
+    grid = graph.node("PreviewImage", (1850, 0), (640, table.bottom), title=SAME_CALLS, images=compared["grid"])
+    graph.group("5. Compare", compared, table, grid)
 
 
 COMPARED = """
