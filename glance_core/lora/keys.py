@@ -64,7 +64,7 @@ _ENDINGS = (".diff",)
 _TEXT_ENCODER = re.compile(r"^((lora|lycoris)_te\d?_|text_encoders?(_\d)?\.|text_model\.|conditioner\.)")
 
 # What compilers, multi-GPU trainers and PEFT put around a model's names, anywhere and at the start.
-COMPILED = "_orig_mod."
+_COMPILED = "_orig_mod."
 _WRAPPERS = ("module.", "base_model.model.")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "pipe.dit.", "model.")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
@@ -129,11 +129,16 @@ def is_text_encoder(key: str) -> bool:
 
 def module_name(source: str) -> str:
     """Remove the prefix: `transformer.x.y`, `lora_unet_x_y` and `lora_unet_x.y` become `x.y`."""
-    source = source.replace(COMPILED, "")
+    source = without_compiler(source)
     for prefix in _FLAT_PREFIXES:
         if source.startswith(prefix):
             return ".".join(unflatten(part) for part in source[len(prefix) :].split("."))
     return _without(_WRAPPERS, _without(_PREFIXES, _without(_WRAPPERS, source)))
+
+
+def without_compiler(name: str) -> str:
+    """Remove what torch.compile puts into the names of a module's layers, flattened too."""
+    return name.replace(_COMPILED, "").replace(flatten(_COMPILED), "")
 
 
 def _without(prefixes: Iterable[str], source: str) -> str:
@@ -182,9 +187,8 @@ def written_prefix(modules: Collection[str], base: str | None) -> str:
     theirs = all(map(module_names.is_diffusers, modules))
     if ours != theirs:
         return _OURS if ours else _THEIRS
-    if base is not None:
-        return _THEIRS if base_model(base).diffusers_names and has_diffusers_names(modules) else _OURS
-    return _THEIRS if has_diffusers_names(modules) else _OURS
+    possible = base is None or base_model(base).diffusers_names
+    return _THEIRS if possible and has_diffusers_names(modules) else _OURS
 
 
 _DIFFUSERS, _COMFYUI = "diffusers", "https://github.com/comfyanonymous/ComfyUI"  # as ModelSpec files state them

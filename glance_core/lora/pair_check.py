@@ -63,11 +63,10 @@ def _notes(slow: Adapter, fast: Adapter, same_strength: bool) -> list[str]:
             f"the file names look swapped: {slow.name} is used as Slow, at high noise, and {fast.name} as Fast, at low "
             "noise"
         )
+    what = "nothing switches" if same_strength else "only the strength switches"
     if slow.path == fast.path:
-        what = "nothing switches" if same_strength else "only the strength switches"
         notes.append(f"{slow.name} is used for both phases, so {what}; choose the pair's other file for one of them")
     elif _same_numbers(slow, fast):
-        what = "nothing switches" if same_strength else "only the strength switches"
         notes.append(f"{slow.name} and {fast.name} hold the same numbers, so {what}; get the pair's other file again")
     if slow.factors.keys() != fast.factors.keys():
         notes.append(f"the two files target different modules ({len(slow.factors)} and {len(fast.factors)})")

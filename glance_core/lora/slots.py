@@ -15,7 +15,7 @@ from ..low_rank import LowRank
 from ..models import FusedLayout
 from .diffusers import fused_rows
 from .factors import Factor
-from .keys import COMPILED
+from .keys import without_compiler
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def whole_slots(model: nn.Module, pattern: str = ".*") -> dict[str, Slot]:
 
     What a compiler puts into names is left out; paths lead through it without.
     """
-    linear = {name.replace(COMPILED, ""): module for name, module in model.named_modules() if is_linear(module)}
+    linear = {without_compiler(name): module for name, module in model.named_modules() if is_linear(module)}
     return {
         name: Slot(name, int(module.in_features), int(module.out_features))
         for name, module in linear.items()

@@ -54,8 +54,7 @@ def write_adapter(
     Raises:
         AdapterError: if it cannot be written.
     """
-    bases = possible_bases(factors)
-    prefix = keys.written_prefix(factors, pair.base or (next(iter(bases)) if len(bases) == 1 else None))
+    prefix = keys.written_prefix(factors, pair.base or _only(possible_bases(factors)))
     alphas = {
         f"{prefix}{module}.alpha": torch.tensor(f.scale * f.rank, dtype=torch.float32) for module, f in factors.items()
     }
@@ -82,12 +81,15 @@ def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = N
                 f"{source.name}: {next(iter(source.biases))} has a bias, which diffusers does not load; convert it to "
                 f"the layout {COMFYUI}"
             )
-        bases = source.bases
-        base = next(iter(bases)) if len(bases) == 1 else None
-        factors = diffusers_layout.diffusers_factors(source.name, source.factors, base)
+        factors = diffusers_layout.diffusers_factors(source.name, source.factors, _only(source.bases))
         written = _Layout(diffusers_layout.PREFIX, factors, metadata=diffusers_layout.rank_metadata(factors))
         return _write(Path(path), written, pair, source.metadata)
     return write_adapter(path, source.factors, pair, source.metadata, source.biases)
+
+
+def _only(bases: frozenset[str]) -> str | None:
+    """Return the only base that is possible; None if there are others, or none is known."""
+    return next(iter(bases)) if len(bases) == 1 else None
 
 
 def _write(path: Path, layout: _Layout, pair: PairMetadata, others: Mapping[str, str]) -> Path:

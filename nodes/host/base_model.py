@@ -11,7 +11,7 @@ import comfy.sample
 import torch
 
 from ...glance_core.errors import GlanceError, ScheduleError
-from ...glance_core.lora.keys import COMPILED
+from ...glance_core.lora.keys import without_compiler
 from ...glance_core.models import BaseModel, identify
 from .nested import parts
 
@@ -36,7 +36,7 @@ def describe(patcher: Any) -> str:
 def fingerprint(patcher: Any) -> str:
     """Return a hash of the names and shapes of the model's weights: equal for a model and its fine-tunes."""
     parameters = patcher.model.diffusion_model.named_parameters()
-    shapes = sorted(f"{name.replace(COMPILED, '')} {tuple(p.shape)}" for name, p in parameters)
+    shapes = sorted(f"{without_compiler(name)} {tuple(p.shape)}" for name, p in parameters)
     return hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ...glance_core.errors import AdapterError
 from ...glance_core.lora.factors import Bias, Factor
-from ...glance_core.lora.keys import COMPILED, flatten, spellings
+from ...glance_core.lora.keys import spellings, without_compiler
 from ...glance_core.lora.reader import Adapter
 from ...glance_core.lora.slots import is_linear
 from ...glance_core.low_rank import LowRank, check_update, is_convolution
@@ -45,15 +45,11 @@ def key_map(patcher: Any) -> dict[str, Any]:
     A block that some node compiled has `_orig_mod.` in its names; files do not, and paths lead through it without.
     """
     found = comfy.lora.model_lora_keys_unet(patcher.model, {})
-    return {
-        name.replace(COMPILED, "").replace(flatten(COMPILED), ""): _uncompiled(target) for name, target in found.items()
-    }
+    return {without_compiler(name): _uncompiled(target) for name, target in found.items()}
 
 
 def _uncompiled(target: Any) -> Any:
-    if isinstance(target, str):
-        return target.replace(COMPILED, "")
-    return (target[0].replace(COMPILED, ""), *target[1:])
+    return without_compiler(target) if isinstance(target, str) else (without_compiler(target[0]), *target[1:])
 
 
 def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, Any]) -> Matched:

@@ -60,8 +60,8 @@ def load_pair(
 def _combined(slow: Adapter, fast: Adapter) -> PairMetadata:
     """Return what both files say together. One may state what the other leaves out; `check_pair` compared them."""
     stated = {item.name: getattr(slow.pair, item.name) for item in fields(PairMetadata)}
-    both = replace(fast.pair, **{name: value for name, value in stated.items() if value is not None})
-    both = replace(both, sigmas=slow.pair.sigmas)  # each file states those of its own phase
+    stated = {name: value for name, value in stated.items() if value is not None}
+    both = replace(fast.pair, **stated | {"sigmas": slow.pair.sigmas})  # each file states those of its own phase
     return both if slow.pair.solver == fast.pair.solver else replace(both, solver=None)
 
 

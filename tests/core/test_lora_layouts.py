@@ -22,6 +22,7 @@ WRAPPED = [
     f"_orig_mod.{BLOCK}",
     f"transformer._orig_mod.{BLOCK}",
     "blocks.22._orig_mod.self_attn.k",
+    "lora_unet_blocks_22__orig_mod_self_attn_k",
     f"module.{BLOCK}",
     f"pipe.dit.{BLOCK}",
     f"model.{BLOCK}",
