@@ -1,12 +1,13 @@
 """Low-rank branches: the tensors of one target's updates, and how they are added to the output of its module.
 
-y = base(x);  y[..., rows] += (x @ down') @ up' + bias       one mm and one in-place addmm per target
+y = base(x);  y[..., rows] += strength (x @ down') @ up' + strength bias      one mm and one in-place addmm per target
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from .errors import SwitchError
 class LowRank:
     """A low-rank update of one target: rows start .. start + out of its output get up @ down @ x + bias.
 
-    down: (r, in), or (r, in, *kernel) for a convolution; r may be 0. up: (out, r), with strength and scale folded in.
-    bias: (out,), with them folded in too.
+    down: (r, in), or (r, in, *kernel) for a convolution; r may be 0. up: (out, r), with the adapter's scale folded in.
+    bias: (out,), with it folded in too.
     """
 
     down: Tensor
@@ -30,52 +31,129 @@ class LowRank:
     bias: Tensor | None = None
 
 
-class Branch(nn.Module):
-    """All low-rank updates of one phase on one target: downs stacked, ups transposed, in one dtype.
+@dataclass(frozen=True)
+class _Part:
+    """Where one update lies in a branch: columns first .. last of x @ down', and rows from `row` on of up number `up`.
 
-    Several updates (the three parts of a fused qkv) share one mm over their stacked downs.
+    adapter: whose it is. start: its first row in the target's output. bias: the name of its bias, "" without one.
     """
 
-    def __init__(self, updates: Sequence[LowRank], dtype: torch.dtype):
+    adapter: int
+    first: int
+    last: int
+    up: int
+    row: int
+    start: int
+    bias: str
+
+
+@dataclass(frozen=True)
+class Term:
+    """One product that is added: strength (hidden[:, columns] @ up) into the output's rows from `start` on.
+
+    up: (r, out). scales: (r,), in place of one strength, for adapters that answer with different ones.
+    """
+
+    columns: slice
+    up: Tensor
+    start: int
+    strength: float
+    scales: Tensor | None = None
+
+    def hidden(self, of_all: Tensor) -> Tensor:
+        """Return this term's columns (B T, r) of x @ down' of all terms (B T, R)."""
+        own = of_all if len(self.up) == of_all.shape[1] else of_all[:, self.columns]
+        return own if self.scales is None else own * self.scales
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What answers on one device in one phase: down (R, in[, *kernel]), and the terms that share x @ down'.
+
+    biases: (start, bias (out,), strength).
+    """
+
+    down: Tensor
+    terms: tuple[Term, ...]
+    biases: tuple[tuple[int, Tensor, float], ...] = ()
+
+
+class Branch(nn.Module):
+    """The low-rank updates of all adapters on one target: downs stacked, ups transposed and stacked, in one dtype.
+
+    Adapters that change the same rows share one `up`, and so one mm and one addmm if they answer together. The parts
+    of a fused qkv share the mm.
+
+    adapters: each adapter's updates of this target.
+    """
+
+    def __init__(self, adapters: Sequence[Sequence[LowRank]], dtype: torch.dtype):
         super().__init__()
-        stacked = torch.cat([u.down.to(dtype) for u in updates])  # always a copy: a mapped file may change on disk
-        self.down = nn.Parameter(stacked, requires_grad=False)  # (sum of r, in[, *kernel])
-        for i, update in enumerate(updates):  # own parameters: hosts place leaf modules, not containers in between
-            up = update.up.flatten(1).t().to(dtype, copy=True, memory_format=torch.contiguous_format)
-            self.register_parameter(f"up{i}", nn.Parameter(up, requires_grad=False))  # (r, out)
-            if update.bias is not None:
-                bias = update.bias.to(dtype, copy=True)
-                self.register_parameter(f"bias{i}", nn.Parameter(bias, requires_grad=False))  # (out,)
+        every = [(adapter, update) for adapter, updates in enumerate(adapters) for update in updates]
+        stacked = torch.cat([update.down.to(dtype) for _, update in every])  # always a copy: a mapped file may change
+        self.down = nn.Parameter(stacked, requires_grad=False)  # (R, in[, *kernel])
+        self._parts: list[_Part] = []
+        last = 0
+        for at, (_, group) in enumerate(groupby(every, key=lambda each: (each[1].start, len(each[1].up)))):
+            members, row = list(group), 0
+            for adapter, update in members:
+                first, last = last, last + len(update.down)
+                bias = f"bias{len(self._parts)}" if update.bias is not None else ""
+                if update.bias is not None:  # own parameters: hosts place leaf modules, not containers in between
+                    copied = update.bias.to(dtype, copy=True)
+                    self.register_parameter(bias, nn.Parameter(copied, requires_grad=False))  # (out,)
+                self._parts.append(_Part(adapter, first, last, at, row, update.start, bias))
+                row += last - first
+            ups = torch.cat([update.up.flatten(1).t().to(dtype) for _, update in members]).contiguous()
+            self.register_parameter(f"up{at}", nn.Parameter(ups, requires_grad=False))  # (r, out)
         for tensor in self.parameters():
             if not torch.isfinite(tensor).all():
-                raise SwitchError(f"a LoRA factor overflows {dtype}, the model's dtype; lower the strength")
-        self.starts = tuple(u.start for u in updates)
+                raise SwitchError(
+                    f"a LoRA factor overflows {dtype}, the model's dtype; run the model in bfloat16 or float32"
+                )
 
-    def on(self, device: torch.device) -> Bound:
-        """Return the tensors on `device`, without a copy if they are there already."""
-        places = range(len(self.starts))
-        ups = tuple(self.get_parameter(f"up{i}").detach().to(device) for i in places)
-        held = [i for i in places if f"bias{i}" in self._parameters]
-        biases = tuple((self.starts[i], self.get_parameter(f"bias{i}").detach().to(device)) for i in held)
-        return Bound(self.down.detach().to(device), ups, self.starts, biases)
+    def on(self, device: torch.device, phases: Sequence[Sequence[float]]) -> tuple[tuple[Bound, ...], ...]:
+        """Return what answers in each phase, empty if nothing does, without a copy of tensors that are there already.
+
+        Args:
+            phases: for each phase, the strength of each adapter.
+        """
+        tensors = {name: tensor.detach().to(device) for name, tensor in self.named_parameters()}
+        return tuple(
+            tuple(_bound(tensors, parts, strengths) for parts in self._answering(strengths)) for strengths in phases
+        )
+
+    def _answering(self, strengths: Sequence[float]) -> Iterator[list[_Part]]:
+        """Yield the parts with a strength, those whose columns follow each other together."""
+        parts: list[_Part] = []
+        for part in self._parts:
+            if strengths[part.adapter] == 0:
+                continue
+            if parts and part.first != parts[-1].last:
+                yield parts
+                parts = []
+            parts.append(part)
+        if parts:
+            yield parts
 
 
-class Bound:
-    """A branch's tensors on one device: down (R, in[, *kernel]), and ups (r, out) for the rows from each start.
-
-    biases: (start, bias (out,)) of the updates that have one.
-    """
-
-    __slots__ = ("biases", "down", "starts", "ups")
-
-    def __init__(
-        self,
-        down: Tensor,
-        ups: tuple[Tensor, ...],
-        starts: tuple[int, ...],
-        biases: tuple[tuple[int, Tensor], ...] = (),
-    ):
-        self.down, self.ups, self.starts, self.biases = down, ups, starts, biases
+def _bound(tensors: Mapping[str, Tensor], parts: Sequence[_Part], strengths: Sequence[float]) -> Bound:
+    begin = parts[0].first
+    terms = []
+    for at, group in groupby(parts, key=lambda part: part.up):
+        members = list(group)
+        ranks = [part.last - part.first for part in members]
+        if not any(ranks):  # biases alone
+            continue
+        first, row, own = members[0].first - begin, members[0].row, [strengths[part.adapter] for part in members]
+        up = tensors[f"up{at}"][row : row + sum(ranks)]
+        term = Term(slice(first, first + sum(ranks)), up, members[0].start, own[0])
+        if len(set(own)) > 1:
+            scales = torch.tensor(own).repeat_interleave(torch.tensor(ranks)).to(up)
+            term = replace(term, strength=1.0, scales=scales)
+        terms.append(term)
+    biases = tuple((part.start, tensors[part.bias], strengths[part.adapter]) for part in parts if part.bias)
+    return Bound(tensors["down"][begin : parts[-1].last], tuple(terms), biases)
 
 
 def check_update(module: nn.Module, name: str, update: LowRank) -> None:
@@ -111,30 +189,27 @@ def add_linear(module: nn.Module, x: Tensor, y: Tensor, bound: Bound) -> Tensor:
     if y.requires_grad or hidden.requires_grad or not y.is_contiguous():
         return _add_out_of_place(y, hidden, bound)
     rows = y.view(-1, y.shape[-1])  # (B T, out), the same memory
-    at = 0
-    for start, up in zip(bound.starts, bound.ups, strict=True):
-        rank, out = up.shape
-        part = hidden if rank == hidden.shape[1] else hidden[:, at : at + rank]
-        into = rows if out == rows.shape[1] else rows[:, start : start + out]
-        into.addmm_(part.to(y.dtype), up.to(y.dtype))
-        at += rank
-    for start, bias in bound.biases:
-        rows[:, start : start + len(bias)] += bias.to(y.dtype)
+    for term in bound.terms:
+        out = term.up.shape[1]
+        into = rows if out == rows.shape[1] else rows[:, term.start : term.start + out]
+        into.addmm_(term.hidden(hidden).to(y.dtype), term.up.to(y.dtype), alpha=term.strength)
+    for start, bias, strength in bound.biases:
+        rows[:, start : start + len(bias)].add_(bias.to(y.dtype), alpha=strength)
     return y
 
 
 def _add_out_of_place(y: Tensor, hidden: Tensor, bound: Bound) -> Tensor:
     """Return the same sum without writing into the base's output, which autograd may need."""
     update = torch.zeros_like(y).reshape(-1, y.shape[-1])
-    at = 0
-    for start, up in zip(bound.starts, bound.ups, strict=True):
-        rank, out = up.shape
-        part = update[:, start : start + out] + hidden[:, at : at + rank].to(y.dtype) @ up.to(y.dtype)
-        update = update.slice_scatter(part, dim=1, start=start, end=start + out)
-        at += rank
-    for start, bias in bound.biases:
+    for term in bound.terms:
+        start, end = term.start, term.start + term.up.shape[1]
+        product = term.hidden(hidden).to(y.dtype) @ term.up.to(y.dtype)
+        part = torch.add(update[:, start:end], product, alpha=term.strength)
+        update = update.slice_scatter(part, dim=1, start=start, end=end)
+    for start, bias, strength in bound.biases:
         end = start + len(bias)
-        update = update.slice_scatter(update[:, start:end] + bias.to(y.dtype), dim=1, start=start, end=end)
+        part = torch.add(update[:, start:end], bias.to(y.dtype), alpha=strength)
+        update = update.slice_scatter(part, dim=1, start=start, end=end)
     return y + update.view_as(y)
 
 
@@ -143,11 +218,15 @@ def add_convolution(module: Any, x: Tensor, y: Tensor, bound: Bound) -> Tensor:
 
     The module's own `_conv_forward` knows its padding, circular too, also where somebody replaced it (seamless tiling).
     """
-    up = torch.cat(bound.ups) if len(bound.ups) > 1 else bound.ups[0]  # (R, out)
-    hidden = module._conv_forward(x, bound.down.to(x.dtype), None)  # (B, R, *out)
+    places = (-1, *(1,) * (x.ndim - 2))
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[x.ndim - 3]
-    weight = up.t().reshape(up.shape[1], up.shape[0], *(1,) * (x.ndim - 2)).to(hidden.dtype)
-    update = convolve(hidden, weight)  # (B, out, *out)
-    for _, bias in bound.biases:
-        update = update + bias.to(update.dtype).view(-1, *(1,) * (x.ndim - 2))
-    return y + update.to(y.dtype)
+    for term in bound.terms:  # one, since its updates all change all rows; none if they are biases alone
+        hidden = module._conv_forward(x, bound.down.to(x.dtype), None)  # (B, R, *out)
+        if term.scales is not None:
+            hidden = hidden * term.scales.view(places)
+        up = term.up.t()  # (out, R)
+        update = convolve(hidden, up.reshape(*up.shape, *places[1:]).to(hidden.dtype))  # (B, out, *out)
+        y = y + (term.strength * update).to(y.dtype)
+    for _, bias, strength in bound.biases:
+        y = y + (strength * bias.to(y.dtype)).view(places)
+    return y

@@ -1,7 +1,8 @@
 """Low-rank branches on the modules of a frozen model, and the switch that selects which phase's branch answers.
 
 The base's weights are never read or written, so quantised, offloaded and streamed weights need no special case.
-Strength and scale are folded into `up` once. Switching moves one pointer per target.
+Each phase has a strength for every adapter. Adapters that answer together share one product, and a strength is a number
+in it. Switching moves one pointer per target.
 """
 
 from __future__ import annotations
@@ -20,29 +21,40 @@ _UNSET = object()
 
 
 class PhaseWeights(nn.Module):
-    """The branches of every phase by target name, as an nn.Module, so that a host can place and count its memory.
+    """All adapters' branches by target, as an nn.Module, so that a host can place and count its memory.
 
-    phases: for each phase, target name -> updates. A phase leaves a target alone that is absent or has none.
+    adapters: each adapter's target name -> updates. strengths: for each phase, the strength of each adapter; 0 costs
+    nothing. By default every adapter has a phase of its own.
     """
 
-    def __init__(self, phases: Sequence[Mapping[str, Sequence[LowRank]]], dtype: torch.dtype):
+    def __init__(
+        self,
+        adapters: Sequence[Mapping[str, Sequence[LowRank]]],
+        dtype: torch.dtype,
+        strengths: Sequence[Sequence[float]] | None = None,
+    ):
         super().__init__()
-        self.targets = tuple(dict.fromkeys(name for phase in phases for name, updates in phase.items() if updates))
-        self.phase_count = len(phases)
-        self.branches = nn.ModuleList()
-        self._index: list[dict[str, int]] = []
-        for phase in phases:
-            index = {}
-            for name, updates in phase.items():
-                if updates:
-                    index[name] = len(self.branches)
-                    self.branches.append(Branch(updates, dtype))
-            self._index.append(index)
+        count = len(adapters)
+        if strengths is None:
+            strengths = [[float(adapter == phase) for adapter in range(count)] for phase in range(count)]
+        if any(len(phase) != count for phase in strengths):
+            raise SwitchError(f"every phase needs a strength for each of the {count} adapters")
+        self.strengths = tuple(tuple(map(float, phase)) for phase in strengths)
+        used = [adapter if any(phase[i] for phase in self.strengths) else {} for i, adapter in enumerate(adapters)]
+        self.targets = tuple(dict.fromkeys(name for adapter in used for name, updates in adapter.items() if updates))
+        self.branches = nn.ModuleList(
+            Branch([adapter.get(name, ()) for adapter in used], dtype) for name in self.targets
+        )
 
-    def branch(self, phase: int, target: str) -> Branch | None:
-        """Return a phase's branch on a target, if it has one."""
-        at = self._index[phase].get(target)
-        return None if at is None else self.branches[at]  # type: ignore[return-value]
+    @property
+    def phase_count(self) -> int:
+        """How many phases there are."""
+        return len(self.strengths)
+
+    def on(self, device: torch.device) -> dict[str, tuple[tuple[Bound, ...], ...]]:
+        """Return what answers on each target in each phase."""
+        branches = zip(self.targets, self.branches, strict=True)
+        return {name: branch.on(device, self.strengths) for name, branch in branches}  # type: ignore[operator]
 
     @property
     def nbytes(self) -> int:
@@ -56,8 +68,8 @@ class _Target:
     def __init__(self, name: str, module: nn.Module):
         self.name, self.module = name, module
         self.add = add_convolution if is_convolution(module) else add_linear
-        self.active: Bound | None = None
-        self.bound: tuple[Bound | None, ...] = ()
+        self.active: tuple[Bound, ...] = ()  # several only if an adapter between them is off
+        self.bound: tuple[tuple[Bound, ...], ...] = ()  # by phase
         self.called = False
         self.inner: Callable[..., Any] = module.forward
         self.previous: Any = _UNSET
@@ -66,9 +78,10 @@ class _Target:
 
     def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         y = self.inner(x, *args, **kwargs)
-        active = self.active
         self.called = True
-        return y if active is None else self.add(self.module, x, y, active)
+        for bound in self.active:
+            y = self.add(self.module, x, y, bound)
+        return y
 
     def wrap(self) -> None:
         while isinstance(below := getattr(self.module.forward, "__self__", None), _Target) and below.stranded:
@@ -80,7 +93,7 @@ class _Target:
 
     def unwrap(self) -> None:
         """Put the previous forward back. If somebody wrapped ours meanwhile, stay below and pass calls through."""
-        self.active, self.bound = None, ()  # a host that moves the weights must not find them held here
+        self.active, self.bound = (), ()  # a host that moves the weights must not find them held here
         if self.module.__dict__.get("forward") is self.hook:
             self._restore()
         elif self.wrapped:
@@ -151,9 +164,9 @@ class PhaseSwitch:
         self._targets[root] = targets
         try:
             self._installed = targets  # before the first is wrapped, so that `remove` undoes it wherever this ends
+            bound = self.weights.on(device)
             for target in targets:
-                branches = (self.weights.branch(phase, target.name) for phase in range(self.weights.phase_count))
-                target.bound = tuple(None if branch is None else branch.on(device) for branch in branches)
+                target.bound = bound[target.name]
                 target.called = False
                 target.wrap()
         except BaseException:
@@ -175,7 +188,7 @@ class PhaseSwitch:
         if phase is not None and not 0 <= phase < self.weights.phase_count:
             raise SwitchError(f"there is no phase {phase}; choose 0 to {self.weights.phase_count - 1}")
         for target in self._installed:
-            target.active = None if phase is None else target.bound[phase]
+            target.active = () if phase is None else target.bound[phase]
         self._phase = phase
 
 
@@ -188,7 +201,7 @@ def has_active_branch(module: nn.Module) -> bool:
     """Return whether a switch is installed on the module and one of its branches answers there now."""
     target = getattr(module.forward, "__self__", None)
     while isinstance(target, _Target):
-        if target.active is not None:
+        if target.active:
             return True
         target = getattr(target.inner, "__self__", None)
     return False

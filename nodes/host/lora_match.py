@@ -52,10 +52,10 @@ def _uncompiled(target: Any) -> Any:
     return without_compiler(target) if isinstance(target, str) else (without_compiler(target[0]), *target[1:])
 
 
-def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, Any]) -> Matched:
+def match(adapter: Adapter, patcher: Any, keys: Mapping[str, Any]) -> Matched:
     """Return the adapter's updates for this model, in its compute dtype.
 
-    Strength and scale go into `up` in float32, before both factors are cast.
+    The scale goes into `up` in float32, before both factors are cast.
 
     Args:
         keys: of `key_map`.
@@ -75,9 +75,9 @@ def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, An
         name, path = f"{adapter.name}: {module}", target.weight.removesuffix(".weight")
         layer = find_module(patcher.model, path)
         if isinstance(part, Factor):
-            update = _update(name, _shaped(part, layer), strength, target)
+            update = _update(name, _shaped(part, layer), target)
         else:
-            update = _bias_update(name, part, strength, layer, target)
+            update = _bias_update(name, part, layer, target)
         check_update(layer, name, update)
         updates.setdefault(path, []).append(replace(update, down=update.down.to(dtype), up=update.up.to(dtype)))
     modules = adapter.factors.keys() | adapter.biases.keys()
@@ -94,8 +94,6 @@ def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, An
             f"{adapter.name} does not fit the model: {count} of its {len(modules)} modules ({_bases(adapter)}; "
             f"the first not found is {next(iter(unmatched))}) are in this {describe(patcher)}; {way_out}"
         )
-    if strength == 0:
-        updates = {}
     return Matched({path: tuple(found) for path, found in updates.items()}, matched, tuple(unmatched))
 
 
@@ -138,22 +136,22 @@ def _shaped(factor: Factor, layer: torch.nn.Module) -> Factor:
     return replace(factor, down=down)
 
 
-def _bias_update(name: str, bias: Bias, strength: float, layer: torch.nn.Module, target: _Target) -> LowRank:
+def _bias_update(name: str, bias: Bias, layer: torch.nn.Module, target: _Target) -> LowRank:
     """Return an update without factors that adds the vector to the layer's output."""
     if not (is_linear(layer) or is_convolution(layer)):
         raise AdapterError(
             f"{name} is a {type(layer).__name__}, whose bias cannot switch phases; convert the file to plain LoRA first"
         )
     inside = getattr(layer, "in_features", None) or layer.in_channels
-    vector = bias.vector.float() * (bias.scale * strength)
+    vector = bias.vector.float() * bias.scale
     down = vector.new_zeros(0, int(inside), *getattr(layer, "kernel_size", ()))
     empty = Factor(down, vector.new_zeros(len(vector), 0), None, 1.0, bias.source)
     moved = vector if target.rearrange is None else target.rearrange(vector)
-    return replace(_update(name, empty, 1.0, target), bias=moved)
+    return replace(_update(name, empty, target), bias=moved)
 
 
-def _update(name: str, factor: Factor, strength: float, target: _Target) -> LowRank:
-    up = factor.up.float() * (factor.scale * strength)
+def _update(name: str, factor: Factor, target: _Target) -> LowRank:
+    up = factor.up.float() * factor.scale
     if target.rearrange is not None:
         moved = target.rearrange(up)
         down = factor.down.float().flatten(1)

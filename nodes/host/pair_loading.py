@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -42,12 +43,18 @@ def load_pair(
         check_base(adapter, model)
     notes = check_pair(slow, fast, slow_strength == fast_strength)
     keys = key_map(model)
+    first = match(slow, model, keys)
+    one_file = os.path.samefile(slow_path, fast_path)  # both phases then share its tensors
     halves = [
-        LoadedHalf(phase, adapter, strength, match(adapter, model, strength, keys))
-        for phase, adapter, strength in ((SLOW, slow, slow_strength), (FAST, fast, fast_strength))
+        LoadedHalf(SLOW, slow, slow_strength, first),
+        LoadedHalf(FAST, fast, fast_strength, first if one_file else match(fast, model, keys)),
     ]
     metadata = _combined(slow, fast)
-    carrying = attach(model, [half.matched.updates for half in halves], metadata)
+    if one_file:
+        carrying = attach(model, [first.updates], [[slow_strength], [fast_strength]], metadata)
+    else:
+        updates = [half.matched.updates for half in halves]
+        carrying = attach(model, updates, [[slow_strength, 0.0], [0.0, fast_strength]], metadata)
     for half in halves:
         if half.matched.unmatched:
             count, first = len(half.matched.unmatched), half.matched.unmatched[0]

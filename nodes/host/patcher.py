@@ -162,10 +162,19 @@ class GlancePair:
             self.switch.remove()
 
 
-def attach(model: Any, phases: Sequence[Mapping[str, Sequence[LowRank]]], metadata: PairMetadata) -> Any:
-    """Return a clone of the MODEL that carries the pair; the model itself stays as it is."""
+def attach(
+    model: Any,
+    adapters: Sequence[Mapping[str, Sequence[LowRank]]],
+    strengths: Sequence[Sequence[float]],
+    metadata: PairMetadata,
+) -> Any:
+    """Return a clone of the MODEL that carries the pair; the model itself stays as it is.
+
+    Args:
+        strengths: for Slow and for Fast, the strength of each adapter.
+    """
     patcher = model.clone()
-    weights = PhaseWeights(phases, compute_dtype(patcher))
+    weights = PhaseWeights(adapters, compute_dtype(patcher), strengths)
     pair = GlancePair(weights, metadata)
     key = f"glance_{uuid.uuid4().hex}"  # ComfyUI would take two pairs under one key for the same one
     patcher.set_attachments(ATTACHMENT, pair)

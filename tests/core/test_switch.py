@@ -58,7 +58,8 @@ def test_a_branch_is_one_mm_and_one_addmm_in_place_on_the_base_output():
 def test_a_fused_qkv_needs_one_mm_for_its_three_parts():
     model = Model()
     switch = install(two_phases(), model)
-    assert switch.weights.branch(0, "qkv").down.shape == (9, 8)
+    for (bound,) in switch.weights.on(CPU)["qkv"]:
+        assert bound.down.shape == (9, 8) and len(bound.terms) == 3
 
 
 def test_two_switches_add_up_and_come_off_last_in_first_out():
@@ -147,8 +148,10 @@ def test_an_update_of_another_size_is_rejected():
 def test_weights_are_cast_once_and_moved_only_if_they_are_elsewhere():
     weights = PhaseWeights(two_phases(), torch.bfloat16)
     assert {p.dtype for p in weights.parameters()} == {torch.bfloat16}
-    branch = weights.branch(0, "proj")
-    assert branch.on(CPU).down.data_ptr() == branch.down.data_ptr()
-    assert branch.on(torch.device("meta")).down.is_meta
+    branch = weights.branches[weights.targets.index("proj")]
+    ((first,), (second,)) = weights.on(CPU)["proj"]
+    assert first.down.data_ptr() == branch.down.data_ptr()
+    assert second.down.untyped_storage().data_ptr() == branch.down.untyped_storage().data_ptr()
+    assert all(bound.down.is_meta for (bound,) in weights.on(torch.device("meta"))["proj"])
     assert weights.nbytes == sum(2 * p.numel() for p in weights.parameters())
-    assert weights.branch(1, "conv") is None
+    assert "conv" not in weights.on(CPU)

@@ -79,17 +79,18 @@ def test_a_bias_is_added_in_the_dtype_of_the_output(gradient):
 def test_a_branch_holds_its_own_biases_in_its_dtype_and_moves_them():
     first, second = update(4, 6, 3, 1), without_bias(3, 6, 1, 5)
     third = update(2, 6, 1, 6, seed=31)
-    branch = Branch([first, second, third], torch.bfloat16)
+    branch = Branch([[first, second, third]], torch.bfloat16)
     held = {name: tensor for name, tensor in branch.named_parameters() if name.startswith("bias")}
     assert {name: tensor.dtype for name, tensor in held.items()} == dict.fromkeys(("bias0", "bias2"), torch.bfloat16)
     first.bias.zero_()
     assert branch.bias0.any() and not any(tensor.requires_grad for tensor in held.values())
-    bound = branch.on(CPU)
-    assert [start for start, _ in bound.biases] == [1, 6]
-    assert [bias.data_ptr() for _, bias in bound.biases] == [branch.bias0.data_ptr(), branch.bias2.data_ptr()]
-    assert not any(bias.requires_grad for _, bias in bound.biases)
-    assert all(bias.is_meta for _, bias in branch.on(META).biases)
-    same = Branch([update(4, 6, 3)], torch.float32)
+    ((found,),) = branch.on(CPU, [[0.5]])
+    assert [(start, strength) for start, _, strength in found.biases] == [(1, 0.5), (6, 0.5)]
+    assert [bias.data_ptr() for _, bias, _ in found.biases] == [branch.bias0.data_ptr(), branch.bias2.data_ptr()]
+    assert not any(bias.requires_grad for _, bias, _ in found.biases)
+    ((elsewhere,),) = branch.on(META, [[1.0]])
+    assert all(bias.is_meta for _, bias, _ in elsewhere.biases)
+    same = Branch([[update(4, 6, 3)]], torch.float32)
     assert same.bias0.data_ptr() != update(4, 6, 3).bias.data_ptr()
 
 

@@ -40,7 +40,7 @@ def install(module, *updates, dtype=torch.float32, device=CPU):
 
 def test_the_switch_holds_its_own_copy_without_gradients():
     update = low_rank(5, 6, rank=1)
-    branch = Branch([update], torch.float32)
+    branch = Branch([[update]], torch.float32)
     before = branch.up0.clone()
     update.up.zero_()
     assert torch.equal(branch.up0, before)
@@ -48,7 +48,7 @@ def test_the_switch_holds_its_own_copy_without_gradients():
 
 
 def test_factors_are_contiguous_and_transposed_for_the_product():
-    branch = Branch([low_rank(5, 6), low_rank(7, 6)], torch.bfloat16)
+    branch = Branch([[low_rank(5, 6), low_rank(7, 6)]], torch.bfloat16)
     assert branch.up0.shape == (3, 5) and branch.up1.shape == (3, 7) and branch.down.shape == (6, 6)
     assert all(tensor.is_contiguous() for tensor in branch.parameters())
 
@@ -57,8 +57,10 @@ def test_a_factor_that_the_models_dtype_cannot_hold_is_rejected():
     update = low_rank(5, 6)
     update.up[0, 0] = 1e30
     with pytest.raises(SwitchError) as error:
-        Branch([update], torch.float16)
-    assert str(error.value) == "a LoRA factor overflows torch.float16, the model's dtype; lower the strength"
+        Branch([[update]], torch.float16)
+    assert str(error.value) == (
+        "a LoRA factor overflows torch.float16, the model's dtype; run the model in bfloat16 or float32"
+    )
 
 
 def test_branches_are_on_the_models_device():

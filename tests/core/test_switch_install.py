@@ -133,7 +133,7 @@ def test_no_tensor_of_the_weights_is_held_after_removal():
     """A host moves the weights off the device between runs; tensors that the hooks hold would stay there."""
     model = Model()
     switch = install(two_phases(), model)
-    tensor = weakref.ref(switch._installed[0].bound[0].down)
+    tensor = weakref.ref(switch._installed[0].bound[0][0].down)
     switch.remove()
     gc.collect()
     assert tensor() is None
