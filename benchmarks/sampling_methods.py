@@ -147,7 +147,7 @@ class SamplingBench:
 
     def _phase_split(self) -> Callable:
         with_pair, _ = self.pack.load_pair(self.model, self.files["slow"].name, self.files["fast"].name)
-        self._time_switch(comfyui.pack_module("nodes.host.patcher").pair_of(with_pair).switch)
+        self._time_switch(comfyui.pack_module("nodes.host.patcher").adapters_of(with_pair).switch)
         return self._phase_split_sampler(with_pair)
 
     def _phase_split_sampler(self, model) -> Callable:

@@ -17,44 +17,30 @@ from torch import Tensor, nn
 from .errors import SwitchError
 from .low_rank import Bound, Branch, LowRank, add_convolution, add_linear, is_convolution
 
+Strengths = Sequence[Sequence[float]]  # for each phase, the strength of each adapter; 0 costs nothing
 _UNSET = object()
 
 
 class PhaseWeights(nn.Module):
     """All adapters' branches by target, as an nn.Module, so that a host can place and count its memory.
 
-    adapters: each adapter's target name -> updates. strengths: for each phase, the strength of each adapter; 0 costs
-    nothing. By default every adapter has a phase of its own.
+    adapters: each adapter's target name -> updates.
     """
 
-    def __init__(
-        self,
-        adapters: Sequence[Mapping[str, Sequence[LowRank]]],
-        dtype: torch.dtype,
-        strengths: Sequence[Sequence[float]] | None = None,
-    ):
+    def __init__(self, adapters: Sequence[Mapping[str, Sequence[LowRank]]], dtype: torch.dtype):
         super().__init__()
-        count = len(adapters)
-        if strengths is None:
-            strengths = [[float(adapter == phase) for adapter in range(count)] for phase in range(count)]
-        if any(len(phase) != count for phase in strengths):
-            raise SwitchError(f"every phase needs a strength for each of the {count} adapters")
-        self.strengths = tuple(tuple(map(float, phase)) for phase in strengths)
-        used = [adapter if any(phase[i] for phase in self.strengths) else {} for i, adapter in enumerate(adapters)]
-        self.targets = tuple(dict.fromkeys(name for adapter in used for name, updates in adapter.items() if updates))
-        self.branches = nn.ModuleList(
-            Branch([adapter.get(name, ()) for adapter in used], dtype) for name in self.targets
-        )
+        self.adapter_count = len(adapters)
+        self.targets = tuple(dict.fromkeys(name for each in adapters for name, updates in each.items() if updates))
+        self.branches = nn.ModuleList(Branch([each.get(name, ()) for each in adapters], dtype) for name in self.targets)
 
-    @property
-    def phase_count(self) -> int:
-        """How many phases there are."""
-        return len(self.strengths)
-
-    def on(self, device: torch.device) -> dict[str, tuple[tuple[Bound, ...], ...]]:
-        """Return what answers on each target in each phase."""
-        branches = zip(self.targets, self.branches, strict=True)
-        return {name: branch.on(device, self.strengths) for name, branch in branches}  # type: ignore[operator]
+    def on(self, device: torch.device, strengths: Strengths) -> dict[str, tuple[tuple[Bound, ...], ...]]:
+        """Return what answers on each target in each phase. Targets without an answer in any phase are left out."""
+        bound = {}
+        for name, branch in zip(self.targets, self.branches, strict=True):
+            phases = branch.on(device, strengths)  # type: ignore[operator]
+            if any(phases):
+                bound[name] = phases
+        return bound
 
     @property
     def nbytes(self) -> int:
@@ -118,7 +104,9 @@ class PhaseSwitch:
         self.weights = weights
         self._targets: WeakKeyDictionary[nn.Module, tuple[_Target, ...]] = WeakKeyDictionary()
         self._installed: tuple[_Target, ...] = ()
+        self._names: tuple[str, ...] = ()  # of the targets that answer in some phase
         self._called: set[str] = set()
+        self._strengths: Strengths = ()
         self._phase: int | None = None
 
     @property
@@ -135,28 +123,43 @@ class PhaseSwitch:
     def never_called(self) -> tuple[str, ...]:
         """Targets that were not called since `install`: the model computes them in another way, or not at all."""
         called = self.called
-        return tuple(name for name in self.weights.targets if name not in called)
+        return tuple(name for name in self._names if name not in called)
 
     @property
     def called(self) -> frozenset[str]:
         """Targets that were called since `install`."""
         return frozenset(self._called.union(target.name for target in self._installed if target.called))
 
-    def install(self, root: nn.Module, device: torch.device, again: bool = False) -> None:
+    def install(self, root: nn.Module, device: torch.device, strengths: Strengths | None = None) -> None:
         """Wrap the targets below `root`; no phase is selected yet.
 
         Args:
-            again: in the same run, after a host removed the branches; earlier calls still count.
+            strengths: of this run. By default every adapter has a phase of its own.
 
         Raises:
-            SwitchError: for a target that the model lacks.
+            SwitchError: for a target that the model lacks, or strengths for another number of adapters.
         """
         if self._installed:
             return
-        if not again:
-            self._called.clear()
+        count = self.weights.adapter_count
+        if strengths is None:
+            strengths = [[float(adapter == phase) for adapter in range(count)] for phase in range(count)]
+        if any(len(phase) != count for phase in strengths):
+            raise SwitchError(f"every phase needs a strength for each of the {count} adapters")
+        self._called.clear()
+        self._strengths = strengths
+        self._install(root, device)
+
+    def install_again(self, root: nn.Module, device: torch.device) -> None:
+        """Do the same in the same run, after a host removed the branches; earlier calls still count."""
+        if not self._installed:
+            self._install(root, device)
+
+    def _install(self, root: nn.Module, device: torch.device) -> None:
+        bound = self.weights.on(device, self._strengths)
         known = {target.name: target for target in self._targets.get(root, ())}
-        modules = {name: find_module(root, name) for name in self.weights.targets}
+        modules = {name: find_module(root, name) for name in bound}
+        self._names = tuple(bound)
         targets = tuple(  # the same hooks as last time, unless a module was replaced
             known[name] if name in known and known[name].module is module else _Target(name, module)
             for name, module in modules.items()
@@ -164,7 +167,6 @@ class PhaseSwitch:
         self._targets[root] = targets
         try:
             self._installed = targets  # before the first is wrapped, so that `remove` undoes it wherever this ends
-            bound = self.weights.on(device)
             for target in targets:
                 target.bound = bound[target.name]
                 target.called = False
@@ -185,16 +187,11 @@ class PhaseSwitch:
 
     def select(self, phase: int | None) -> None:
         """Let `phase` answer from the next forward on; None for the base alone."""
-        if phase is not None and not 0 <= phase < self.weights.phase_count:
-            raise SwitchError(f"there is no phase {phase}; choose 0 to {self.weights.phase_count - 1}")
+        if self._installed and phase is not None and not 0 <= phase < len(self._strengths):
+            raise SwitchError(f"there is no phase {phase}; choose 0 to {len(self._strengths) - 1}")
         for target in self._installed:
             target.active = () if phase is None else target.bound[phase]
         self._phase = phase
-
-
-def phase_index(sigma: float, thresholds: Sequence[float]) -> int:
-    """Return the phase of a noise level: 0 above the first of the falling thresholds, 1 above the second, ..."""
-    return sum(sigma <= threshold for threshold in thresholds)
 
 
 def has_active_branch(module: nn.Module) -> bool:

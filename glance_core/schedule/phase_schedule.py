@@ -66,6 +66,11 @@ def threshold_between(last_slow: float, boundary: float) -> float:
     return boundary + min(boundary * 2 * _BFLOAT16_ROUNDING, (last_slow - boundary) / 2)
 
 
+def phase_index(sigma: float, thresholds: Sequence[float]) -> int:
+    """Return the phase of a noise level: 0 above the first of the falling thresholds, 1 above the second, ..."""
+    return sum(sigma <= threshold for threshold in thresholds)
+
+
 def threshold_at(sigmas: Sequence[float], step: int) -> float:
     """Return the threshold of a phase that begins at this 0-based teacher step; step is at least 1."""
     return threshold_between(sigmas[step - 1], sigmas[step])

@@ -17,9 +17,9 @@ from ..plots.image_grid import load_grid
 from ..sampling.samplers import Callback, Velocity, euler
 from ..sampling.solver import Solver, solve
 from ..sampling.velocity import NO_PROMPT, RowVelocity, Tick, in_batches
-from ..schedule.phase_schedule import PhaseSchedule
+from ..schedule.phase_schedule import PhaseSchedule, phase_index
 from ..schedule.split import FAST, SLOW
-from ..switch import PhaseSwitch, PhaseWeights, phase_index
+from ..switch import PhaseSwitch, PhaseWeights
 from . import FOLDER, GUIDANCE, LATENT, ROW, load_model, load_words, tiny_sigmas
 from .model import Flux
 from .packing import unpack

@@ -24,9 +24,10 @@ from ..sampling.cheap_teacher import CheapTeacher, find_cheap_teacher
 from ..sampling.rollout import Teacher, TeacherTrajectory, rollout
 from ..sampling.solver import guided_solver, solve
 from ..sampling.velocity import RowVelocity, Tick, in_batches
+from ..schedule.phase_schedule import phase_index
 from ..schedule.sigmas import LISTED
 from ..schedule.split import FAST, SLOW
-from ..switch import PhaseSwitch, PhaseWeights, phase_index
+from ..switch import PhaseSwitch, PhaseWeights
 from .ablation import AblationResult, select_components
 from .distill_plan import DistillPlan
 from .objectives import FlowMatching, Objective, TeacherForced

@@ -15,11 +15,12 @@ from ...glance_core.lora.reader import Adapter, read_adapter
 from ...glance_core.schedule.sigmas import LISTED
 from ...glance_core.schedule.split import FAST, SLOW
 from ...glance_core.training.objectives import OBJECTIVES, Objective
+from .adapter_timing import GlancePair, PairPhase
 from .base_model import compute_dtype, describe
 from .log import log
 from .lora_match import Matched, check_base, key_map, match
 from .model_sigmas import rule_of
-from .patcher import attach
+from .patcher import CarriedAdapter, attach
 
 _MOST_NAMED = 5  # modules that a report names
 
@@ -33,6 +34,11 @@ class LoadedHalf:
     strength: float
     matched: Matched
 
+    def on_model(self, pair: GlancePair) -> CarriedAdapter:
+        """Return it as a MODEL carries it; without tensors if its strength is 0."""
+        updates = self.matched.updates if self.strength else {}
+        return CarriedAdapter(self.adapter.name, updates, PairPhase(pair, self.phase, self.strength))
+
 
 def load_pair(
     model: Any, slow_path: str, fast_path: str, slow_strength: float = 1.0, fast_strength: float = 1.0
@@ -43,18 +49,15 @@ def load_pair(
         check_base(adapter, model)
     notes = check_pair(slow, fast, slow_strength == fast_strength)
     keys = key_map(model)
-    first = match(slow, model, keys)
+    of_slow = match(slow, model, keys)
     one_file = os.path.samefile(slow_path, fast_path)  # both phases then share its tensors
     halves = [
-        LoadedHalf(SLOW, slow, slow_strength, first),
-        LoadedHalf(FAST, fast, fast_strength, first if one_file else match(fast, model, keys)),
+        LoadedHalf(SLOW, slow, slow_strength, of_slow),
+        LoadedHalf(FAST, fast, fast_strength, of_slow if one_file else match(fast, model, keys)),
     ]
     metadata = _combined(slow, fast)
-    if one_file:
-        carrying = attach(model, [first.updates], [[slow_strength], [fast_strength]], metadata)
-    else:
-        updates = [half.matched.updates for half in halves]
-        carrying = attach(model, updates, [[slow_strength, 0.0], [0.0, fast_strength]], metadata)
+    pair = GlancePair(metadata)
+    carrying = attach(model, [half.on_model(pair) for half in halves])
     for half in halves:
         if half.matched.unmatched:
             count, first = len(half.matched.unmatched), half.matched.unmatched[0]

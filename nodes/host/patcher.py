@@ -1,8 +1,8 @@
-"""A Glance pair on a ModelPatcher: installed for one sampling run, switched by sigma, gone afterwards.
+"""Adapters on a ModelPatcher: installed for one sampling run, switched by sigma, gone afterwards.
 
 The branches are on the model only from ComfyUI's PREPARE_SAMPLING to the end of its SAMPLER_SAMPLE. So the base needs
 no ejecting, and every other clone of it is the base model. Their tensors are an additional model of the patcher, which
-ComfyUI places and counts.
+ComfyUI places and counts. All adapters of a MODEL share one switch, whichever nodes loaded them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import comfy.model_patcher
@@ -22,53 +22,96 @@ from comfy.patcher_extension import PatcherInjection, WrappersMP
 from ...glance_core.errors import GlanceError
 from ...glance_core.lora.metadata import PairMetadata
 from ...glance_core.low_rank import LowRank
-from ...glance_core.schedule.phase_schedule import threshold_at
-from ...glance_core.schedule.sigmas import TEACHER_STEPS
-from ...glance_core.schedule.split import FAST, SLOW, default_boundary
-from ...glance_core.switch import PhaseSwitch, PhaseWeights, phase_index
+from ...glance_core.schedule.phase_schedule import phase_index
+from ...glance_core.schedule.strengths import RunPhases, run_phases
+from ...glance_core.switch import PhaseSwitch, PhaseWeights, Strengths
+from .adapter_timing import GlancePair, PairBoundary, PairPhase, RunStart, Timing
 from .base_model import compute_dtype
 from .fused_layers import layers_with_branches_are_called
 from .host_caches import clear_caches, warn_of_unknown_caches
-from .log import log
-from .model_sigmas import AUTO, model_sigmas
-from .sampling_run import schedule_of
+from .run_report import report_run, report_unused
 
-ATTACHMENT = "glance_pair"
-PHASES = (SLOW, FAST)
+ATTACHMENT = "glance_adapters"
+
+
+@dataclass(frozen=True)
+class CarriedAdapter:
+    """An adapter on a MODEL. updates: by module. timing: when it answers."""
+
+    name: str
+    updates: Mapping[str, Sequence[LowRank]]
+    timing: Timing
+
+    @property
+    def pair(self) -> GlancePair | None:
+        """The pair that it is a half of, if it is."""
+        return self.timing.pair if isinstance(self.timing, PairPhase) else None
 
 
 @dataclass
 class _Run:
-    """One sampling run: which patcher samples, below which sigma Fast answers, and how often each phase did."""
+    """One sampling run: which patcher samples, its phases, where its pairs switch, and the model calls by sigma."""
 
     patcher: Any
-    threshold: float
-    partial: bool
-    calls: Counter[str] = field(default_factory=Counter)
+    phases: RunPhases
+    boundaries: dict[GlancePair, PairBoundary]
+    calls: Counter[float] = field(default_factory=Counter)
 
 
-class GlancePair:
-    """The pair on one clone of a model, and on that clone's clones. Create it with `attach`."""
+class ModelAdapters:
+    """The adapters on one clone of a model, and on that clone's clones. Create it with `attach`."""
 
-    def __init__(self, weights: PhaseWeights, metadata: PairMetadata):
-        self.metadata = metadata
-        self.switch = PhaseSwitch(weights)
+    def __init__(self, adapters: Sequence[CarriedAdapter], patcher: Any):
+        self.adapters = tuple(adapters)
+        self.key = f"glance_{uuid.uuid4().hex}"  # ComfyUI would take two of these under one key for the same one
+        self._updates = list({id(adapter.updates): adapter.updates for adapter in adapters}.values())
+        self._dtype = compute_dtype(patcher)
+        self._devices = patcher.load_device, patcher.offload_device
         self._run: _Run | None = None
         self._sampling = False
         self._encode_prompts: Callable[[], None] | None = None  # in runs where the prompts pass through a target
         self._suspended: tuple[int | None] | None = None  # the phase when ComfyUI ejected us in mid-run
 
+    @cached_property
+    def switch(self) -> PhaseSwitch:
+        """The switch of all adapters, made for the first run: a MODEL that only others build on needs none."""
+        return PhaseSwitch(PhaseWeights(self._updates, self._dtype))
+
+    @cached_property
+    def tensors(self) -> Any:
+        """The switch's weights as ComfyUI places them."""
+        return comfy.model_patcher.CoreModelPatcher(self.switch.weights, *self._devices)
+
     @property
-    def boundary_step(self) -> int:
-        """0-based teacher step where Fast takes over, unless the sigmas of a run say otherwise."""
-        if self.metadata.split:
-            return self.metadata.split.fast[0]
-        return default_boundary(self.metadata.teacher_steps or TEACHER_STEPS)
+    def pairs(self) -> tuple[GlancePair, ...]:
+        """The pairs, the last loaded last."""
+        return tuple(dict.fromkeys(adapter.pair for adapter in self.adapters if adapter.pair))
 
     @property
     def threshold(self) -> float | None:
-        """The sigma above which Slow answers in the current run; None outside of a run."""
-        return self._run.threshold if self._run else None
+        """The sigma above which the last pair's Slow answers in the current run; None outside of a run."""
+        return self._run.boundaries[self.pairs[-1]].threshold if self._run and self.pairs else None
+
+    def put_on(self, patcher: Any) -> None:
+        """Let the patcher's runs pass through here."""
+        patcher.set_injections(self.key, [PatcherInjection(inject=self.inject, eject=self.eject)])
+        for kind, wrapper in self._wrappers().items():
+            patcher.add_wrapper_with_key(kind, self.key, wrapper)
+
+    def take_off(self, patcher: Any) -> None:
+        """Undo `put_on`, and what a run added."""
+        patcher.remove_injections(self.key)
+        patcher.remove_additional_models(self.key)
+        for kind in self._wrappers():
+            patcher.remove_wrappers_with_key(kind, self.key)
+
+    def _wrappers(self) -> dict[str, Callable[..., Any]]:
+        return {
+            WrappersMP.OUTER_SAMPLE: self.outer_sample,
+            WrappersMP.PREPARE_SAMPLING: self.prepare_sampling,
+            WrappersMP.SAMPLER_SAMPLE: self.sampler_sample,
+            WrappersMP.PREDICT_NOISE: self.predict_noise,
+        }
 
     def outer_sample(
         self,
@@ -81,9 +124,15 @@ class GlancePair:
         **kwargs: Any,
     ) -> Any:
         """OUTER_SAMPLE: decide where this run switches, before ComfyUI moves anything."""
-        _check_guider(executor.class_obj)
         shape = (kwargs.get("latent_shapes") or [noise.shape])[0]  # nested latents arrive packed into one row
-        run = self._new_run(executor.class_obj.model_patcher, sigmas, tuple(shape))
+        start = RunStart(executor.class_obj.model_patcher, sigmas, tuple(shape))
+        curves = [adapter.timing.curve(start) for adapter in self.adapters]
+        phases = run_phases(curves)
+        if not phases.has_effect:
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        _check_guider(executor.class_obj)
+        start.patcher.set_additional_models(self.key, [self.tensors])
+        run = _Run(start.patcher, phases, {pair: pair.boundary(start) for pair in self.pairs})
         outer, outermost = self._run, not self.switch.installed
         try:
             self._run, self._suspended = run, None
@@ -94,15 +143,9 @@ class GlancePair:
             if outermost:
                 self.switch.remove()  # nothing to do, unless an interrupt came in the middle of the removal below
         if len(sigmas) > 1:
-            _report(run)
+            others = {a.name: curve for a, curve in zip(self.adapters, curves, strict=True) if a.pair is None}
+            report_run(run.calls, run.boundaries.values(), others)
         return result
-
-    def _new_run(self, patcher: Any, sigmas: torch.Tensor, shape: tuple[int, ...]) -> _Run:
-        schedule = schedule_of(sigmas)
-        if schedule is not None:
-            return _Run(patcher, schedule.threshold, schedule.partial)
-        teacher = model_sigmas(patcher, shape, AUTO, self.metadata)
-        return _Run(patcher, threshold_at(teacher.values, self.boundary_step), partial=True)
 
     def prepare_sampling(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """PREPARE_SAMPLING: the model is loaded, and ComfyUI encodes the prompts next, some through our targets."""
@@ -111,21 +154,29 @@ class GlancePair:
             patcher = self._run.patcher
             _inject_last(patcher, self)
             clear_caches(patcher)
-            self.switch.install(patcher.model, patcher.load_device)
+            self.switch.install(patcher.model, patcher.load_device, self._strengths(self._run.phases))
         return prepared
+
+    def _strengths(self, phases: RunPhases) -> Strengths:
+        """Return the strength of each file's updates in each phase; a pair may use one file in both."""
+        found = []
+        for row in phases.strengths:
+            own = list(zip(self.adapters, row, strict=True))
+            found.append([sum(s for adapter, s in own if adapter.updates is each) for each in self._updates])
+        return found
 
     def sampler_sample(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
         """SAMPLER_SAMPLE: the branches answer while the sampler runs, whatever ends the run."""
         patcher = guider.model_patcher
-        if self._sampling:  # a sampler that runs a sampler: the outer run owns the branches
+        if self._sampling or self._run is None:  # a sampler that runs a sampler: the outer run owns the branches
             return executor(guider, *args, **kwargs)
         try:
             self._sampling = True
             if self.switch.called:  # by ComfyUI's encoding of the prompts, with no phase selected
                 self._encode_prompts = partial(_encode_prompts, guider, args)
             result = executor(guider, *args, **kwargs)
-            if self._run is not None and self._run.calls:  # a run without any call gets its own warning
-                _report_unused(self.switch.never_called, len(self.switch.weights.targets))
+            if self._run.calls:  # a run without any call gets its own warning
+                report_unused(self.switch.never_called, len(self.switch.weights.targets))
             warn_of_unknown_caches(patcher)
             return result
         finally:
@@ -136,10 +187,11 @@ class GlancePair:
     def predict_noise(self, executor: Any, x: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """PREDICT_NOISE: one call per evaluation of the model; timestep is sigma."""
         if self._run is not None:
-            phase = phase_index(float(timestep.reshape(-1)[0]), (self._run.threshold,))
-            self._run.calls[PHASES[phase]] += 1
+            sigma = float(timestep.reshape(-1)[0])
+            phase = phase_index(sigma, self._run.phases.thresholds)
+            self._run.calls[sigma] += 1
             if not self.switch.installed:  # ComfyUI unloaded the model in mid-run
-                self.switch.install(executor.class_obj.inner_model, self._run.patcher.load_device, again=True)
+                self.switch.install_again(executor.class_obj.inner_model, self._run.patcher.load_device)
                 self._suspended = None
             if phase != self.switch.phase:
                 clear_caches(self._run.patcher)
@@ -151,7 +203,7 @@ class GlancePair:
     def inject(self, patcher: Any) -> None:
         """Put the branches back when ComfyUI puts its injections back in mid-run."""
         if self._run is not None and patcher is self._run.patcher and self._suspended is not None:
-            self.switch.install(patcher.model, patcher.load_device, again=True)
+            self.switch.install_again(patcher.model, patcher.load_device)
             self.switch.select(self._suspended[0])
             self._suspended = None
 
@@ -162,36 +214,27 @@ class GlancePair:
             self.switch.remove()
 
 
-def attach(
-    model: Any,
-    adapters: Sequence[Mapping[str, Sequence[LowRank]]],
-    strengths: Sequence[Sequence[float]],
-    metadata: PairMetadata,
-) -> Any:
-    """Return a clone of the MODEL that carries the pair; the model itself stays as it is.
-
-    Args:
-        strengths: for Slow and for Fast, the strength of each adapter.
-    """
-    patcher = model.clone()
-    weights = PhaseWeights(adapters, compute_dtype(patcher), strengths)
-    pair = GlancePair(weights, metadata)
-    key = f"glance_{uuid.uuid4().hex}"  # ComfyUI would take two pairs under one key for the same one
-    patcher.set_attachments(ATTACHMENT, pair)
-    if weights.targets:
-        tensors = comfy.model_patcher.CoreModelPatcher(weights, patcher.load_device, patcher.offload_device)
-        patcher.set_additional_models(key, [tensors])
-        patcher.set_injections(key, [PatcherInjection(inject=pair.inject, eject=pair.eject)])
-        patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, pair.outer_sample)
-        patcher.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, key, pair.prepare_sampling)
-        patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, key, pair.sampler_sample)
-        patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, pair.predict_noise)
+def attach(model: Any, adapters: Sequence[CarriedAdapter]) -> Any:
+    """Return a clone of the MODEL that carries these adapters too; the model itself stays as it is."""
+    patcher, before = model.clone(), adapters_of(model)
+    if before is not None:
+        before.take_off(patcher)
+    carried = ModelAdapters([*(before.adapters if before else ()), *adapters], patcher)
+    patcher.set_attachments(ATTACHMENT, carried)
+    if any(adapter.updates for adapter in carried.adapters):
+        carried.put_on(patcher)
     return patcher
+
+
+def adapters_of(model: Any) -> ModelAdapters | None:
+    """Return what a MODEL carries, if it carries anything."""
+    return model.get_attachment(ATTACHMENT)
 
 
 def pair_of(model: Any) -> GlancePair | None:
     """Return the pair that a MODEL carries (the last one loaded), if any."""
-    return model.get_attachment(ATTACHMENT)
+    carried = adapters_of(model)
+    return carried.pairs[-1] if carried is not None and carried.pairs else None
 
 
 def metadata_of(model: Any) -> PairMetadata:
@@ -200,38 +243,16 @@ def metadata_of(model: Any) -> PairMetadata:
     return pair.metadata if pair is not None else PairMetadata()
 
 
-def _report(run: _Run) -> None:
-    counts = ", ".join(f"{run.calls[phase]} {phase}" for phase in PHASES)
-    if not run.calls:
-        log.warning("Glance: the sampler never called the model in the usual way, so the pair had no effect")
-    elif not run.partial and len(run.calls) < len(PHASES):
-        log.warning(
-            "Glance: all model calls were in one phase (%s); this run's sigmas never cross the boundary", counts
-        )
-    else:
-        log.info("Glance: model calls %s, switched at sigma %.4f", counts, run.threshold)
-
-
-def _report_unused(names: Sequence[str], targets: int) -> None:
-    if names:
-        log.warning(
-            "Glance: %d of the pair's %d layers were never called in this run, so they had no effect; the first is %s",
-            len(names),
-            targets,
-            names[0],
-        )
-
-
 def _check_guider(guider: Any) -> None:
     """Raise GlanceError for guiders that sample a second MODEL on the same weights, where the branches act on both."""
     own = guider.model_patcher
     if own.get_additional_models_with_key("multigpu"):
-        raise GlanceError("a Glance pair works on one GPU at a time; remove the multi-GPU node from this model")
+        raise GlanceError("adapters of this pack work on one GPU at a time; remove the multi-GPU node from this model")
     for name, other in vars(guider).items():
         if other is not own and isinstance(other, comfy.model_patcher.ModelPatcher) and other.model is own.model:
             raise GlanceError(
-                f"{type(guider).__name__} samples a second model ({name}) on the same weights, where the pair would "
-                "act on both; load that one from a file of its own"
+                f"{type(guider).__name__} samples a second model ({name}) on the same weights, where the adapters "
+                "would act on both; load that one from a file of its own"
             )
 
 
@@ -250,8 +271,8 @@ def _encode_prompts(guider: Any, run: Sequence[Any]) -> None:
         )
 
 
-def _inject_last(patcher: Any, pair: GlancePair) -> None:
+def _inject_last(patcher: Any, adapters: ModelAdapters) -> None:
     """Let ComfyUI's other injections go before ours whenever it renews them, as they do now."""
     for key, injections in list(patcher.injections.items()):
-        if any(getattr(injection.inject, "__self__", None) is pair for injection in injections):
+        if any(getattr(injection.inject, "__self__", None) is adapters for injection in injections):
             patcher.injections[key] = patcher.injections.pop(key)

@@ -15,7 +15,7 @@ from ...glance_core.schedule.sigmas import teacher_sigmas
 from ...glance_core.schedule.split import default_boundary
 from .base_model import base_of
 from .model_sigmas import latent_tokens, model_sigmas
-from .patcher import metadata_of, pair_of
+from .patcher import adapters_of, metadata_of
 
 _SAME_SIGMA = 1e-4
 
@@ -66,7 +66,7 @@ def _sample(
 
 def _threshold(patcher: Any, teacher: tuple[float, ...]) -> float:
     """Return the sigma above which Slow answers; without a pair, the paper's boundary."""
-    pair = pair_of(patcher)
-    if pair is not None and pair.threshold is not None:
-        return pair.threshold
+    carried = adapters_of(patcher)
+    if carried is not None and carried.threshold is not None:
+        return carried.threshold
     return threshold_at(teacher, default_boundary(len(teacher) - 1))

@@ -10,9 +10,9 @@ from glance_core.errors import TrainingError
 from glance_core.lora.slots import low_rank_updates
 from glance_core.sampling.solver import guided_solver, solve
 from glance_core.sampling.velocity import with_and_without_prompt
-from glance_core.schedule.phase_schedule import PhaseSchedule
+from glance_core.schedule.phase_schedule import PhaseSchedule, phase_index
 from glance_core.schedule.split import FAST, SLOW
-from glance_core.switch import PhaseSwitch, PhaseWeights, phase_index
+from glance_core.switch import PhaseSwitch, PhaseWeights
 from glance_core.training.autograd.inplace import InplaceTracker
 from glance_core.training.lora_layers import LoraSettings
 from glance_core.training.rollout_task import RolloutTask

@@ -7,7 +7,10 @@ from torch import nn
 
 from glance_core.errors import SwitchError
 from glance_core.low_rank import LowRank, check_update
-from glance_core.switch import PhaseWeights, find_module, phase_index
+from glance_core.schedule.phase_schedule import phase_index
+from glance_core.switch import PhaseWeights, find_module
+
+EACH = [[1, 0], [0, 1]]  # both adapters have a phase of their own
 
 
 @pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 5, 8), (2, 3, 5, 8), (0, 8)])
@@ -58,7 +61,7 @@ def test_a_branch_is_one_mm_and_one_addmm_in_place_on_the_base_output():
 def test_a_fused_qkv_needs_one_mm_for_its_three_parts():
     model = Model()
     switch = install(two_phases(), model)
-    for (bound,) in switch.weights.on(CPU)["qkv"]:
+    for (bound,) in switch.weights.on(CPU, EACH)["qkv"]:
         assert bound.down.shape == (9, 8) and len(bound.terms) == 3
 
 
@@ -149,9 +152,9 @@ def test_weights_are_cast_once_and_moved_only_if_they_are_elsewhere():
     weights = PhaseWeights(two_phases(), torch.bfloat16)
     assert {p.dtype for p in weights.parameters()} == {torch.bfloat16}
     branch = weights.branches[weights.targets.index("proj")]
-    ((first,), (second,)) = weights.on(CPU)["proj"]
+    ((first,), (second,)) = weights.on(CPU, EACH)["proj"]
     assert first.down.data_ptr() == branch.down.data_ptr()
     assert second.down.untyped_storage().data_ptr() == branch.down.untyped_storage().data_ptr()
-    assert all(bound.down.is_meta for (bound,) in weights.on(torch.device("meta"))["proj"])
+    assert all(bound.down.is_meta for (bound,) in weights.on(torch.device("meta"), EACH)["proj"])
     assert weights.nbytes == sum(2 * p.numel() for p in weights.parameters())
-    assert "conv" not in weights.on(CPU)
+    assert "conv" not in weights.on(CPU, EACH)

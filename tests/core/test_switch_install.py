@@ -122,7 +122,7 @@ def test_targets_that_the_model_never_calls_are_named():
     model(torch.randn(3, 8))
     assert switch.never_called == ("conv",)
     switch.remove()
-    switch.install(model, CPU, again=True)  # a host removed them in the middle of a run
+    switch.install_again(model, CPU)  # a host removed them in the middle of a run
     assert switch.never_called == ("conv",)
     switch.remove()
     switch.install(model, CPU)

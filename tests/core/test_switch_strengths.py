@@ -14,8 +14,8 @@ X = torch.randn((5, 8), generator=torch.Generator().manual_seed(7))
 
 def installed(adapters, strengths, model=None, dtype=torch.float32):
     model = model or Model()
-    switch = PhaseSwitch(PhaseWeights(adapters, dtype, strengths))
-    switch.install(model, CPU)
+    switch = PhaseSwitch(PhaseWeights(adapters, dtype))
+    switch.install(model, CPU, strengths)
     return model, switch
 
 
@@ -91,21 +91,21 @@ def test_adapters_that_answer_together_share_one_mm_and_one_addmm():
 
 
 def test_phases_share_the_tensors_whatever_their_strengths():
-    weights = PhaseWeights(four_adapters(), torch.float32, PHASES)
+    weights = PhaseWeights(four_adapters(), torch.float32)
     alone = sum(PhaseWeights([adapter], torch.float32).nbytes for adapter in four_adapters())
     assert weights.nbytes == alone
     owned = {tensor.untyped_storage().data_ptr() for tensor in weights.parameters()}
-    for phases in weights.on(CPU).values():
+    for phases in weights.on(CPU, PHASES).values():
         for bound in (bound for phase in phases for bound in phase):
             assert {bound.down.untyped_storage().data_ptr()} <= owned
             assert {term.up.untyped_storage().data_ptr() for term in bound.terms} <= owned
 
 
-def test_an_adapter_without_a_strength_takes_no_memory_and_is_no_target():
+def test_an_adapter_without_a_strength_in_this_run_wraps_nothing():
     adapters = [{"proj": [low_rank(1, 8, 24)]}, {"unknown": [low_rank(2, 6, 8)]}]
-    weights = PhaseWeights(adapters, torch.float32, [[1, 0], [0.5, 0]])
-    assert weights.targets == ("proj",) and weights.phase_count == 2
-    assert weights.nbytes == PhaseWeights(adapters[:1], torch.float32).nbytes
+    model, switch = installed(adapters, [[1, 0], [0.5, 0]])
+    assert "forward" in vars(model.proj) and "forward" not in vars(model.unknown)
+    assert switch.never_called == ("proj",)
 
 
 def test_an_adapter_that_is_off_cannot_spoil_the_others():
@@ -165,6 +165,8 @@ def test_a_convolutions_bias_alone_is_added():
 
 
 def test_a_phase_without_a_strength_for_every_adapter_is_rejected():
+    model = Model()
     with pytest.raises(SwitchError) as error:
-        PhaseWeights(four_adapters(), torch.float32, [[1, 1, 1, 1], [1, 1]])
+        installed(four_adapters(), [[1, 1, 1, 1], [1, 1]], model)
     assert str(error.value) == "every phase needs a strength for each of the 4 adapters"
+    assert not any("forward" in vars(module) for module in model.modules())

@@ -75,7 +75,7 @@ def check_faults(cases, run, trace):
 
 @pytest.fixture
 def sampling(model, loras):
-    """(run, trace): two runs with a pair, in the second of which ComfyUI removes the pair and puts it back."""
+    """(run, trace): runs with a pair, with a second one on it, and one where ComfyUI removes it and puts it back."""
     names, before = adapters.save_pair(model, loras), tiny_models.state(model)
 
     def run():
@@ -87,7 +87,7 @@ def sampling(model, loras):
                     pass
 
         sigmas = pack.scheduler(with_pair, "flux", 2, 2)
-        first = pack.phase_split(with_pair, "flux", 2, 2)
+        first = pack.phase_split(pack.load_pair(with_pair, *names, 0.1, 0.0)[0], "flux", 2, 2)
         return torch.cat([first, pack.host_sample(with_pair, "flux", sigmas, callback=renew)])
 
     good = run()
@@ -107,7 +107,7 @@ def test_all_code_that_installs_or_removes_branches_is_among_the_places(sampling
     """The classes themselves say what that code is."""
     run, _ = sampling
     switching = comfyui.pack_module("glance_core.switch")
-    classes = (switching.PhaseSwitch, switching._Target, comfyui.pack_module("nodes.host.patcher").GlancePair)
+    classes = (switching.PhaseSwitch, switching._Target, comfyui.pack_module("nodes.host.patcher").ModelAdapters)
     codes = [function.__code__ for each in classes for function in vars(each).values() if hasattr(function, "__code__")]
     lines = {line for line, _ in places(run)[0]}
     assert len(codes) > 10

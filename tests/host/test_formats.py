@@ -95,8 +95,8 @@ def test_each_part_of_a_fused_qkv_gets_its_own_update(loras):
     model = tiny_models.build("flux")
     slow, fast = save_pair("flux, more targets", loras)
     with_pair, _ = pack.load_pair(model, slow, fast)
-    weights = comfyui.pack_module("nodes.host.patcher").pair_of(with_pair).switch.weights
-    bound = weights.on(torch.device("cpu"))
+    weights = comfyui.pack_module("nodes.host.patcher").adapters_of(with_pair).switch.weights
+    bound = weights.on(torch.device("cpu"), [[1, 0], [0, 1]])
     rows = {name: [term.start for term in phases[0][0].terms] for name, phases in bound.items()}
     for block in range(2):
         assert sorted(rows[f"diffusion_model.double_blocks.{block}.img_attn.qkv"]) == [0, 128, 256]

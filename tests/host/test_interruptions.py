@@ -98,7 +98,7 @@ def test_only_layers_that_were_never_called_are_reported_without_effect(when, lo
 
     pack.host_sample(with_pair, "flux", pack.scheduler(with_pair, "flux", 2, 2), callback=renew)
     (message,) = [record.message for record in caplog.records if "never" in record.message]
-    assert "1 of the pair's" in message and "double_blocks.0.unused" in message
+    assert "Glance: 1 of " in message and "double_blocks.0.unused" in message
 
 
 def test_run_without_steps_causes_no_warning(model, loras, caplog):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 def held(model):
     """Return the bytes that the model's pair holds."""
-    return comfyui.pack_module("nodes.host.patcher").pair_of(model).switch.weights.nbytes
+    return comfyui.pack_module("nodes.host.patcher").adapters_of(model).switch.weights.nbytes
 
 
 @pytest.mark.parametrize("strengths", [(0.6, 1.4), (-0.5, 0.0)])

@@ -1,0 +1,123 @@
+"""When an adapter on a MODEL answers, as strengths by noise level that a run's own sigmas decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ...glance_core.lora.metadata import PairMetadata
+from ...glance_core.schedule.phase_schedule import threshold_at
+from ...glance_core.schedule.sigmas import TEACHER_STEPS
+from ...glance_core.schedule.split import SLOW, default_boundary
+from ...glance_core.schedule.strengths import StrengthCurve, above, below, between_sigmas, by_step, whole_run
+from .model_sigmas import AUTO, model_sigmas
+from .sampling_run import schedule_of
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """A sampling run that is about to start. shape: of its latent."""
+
+    patcher: Any
+    sigmas: torch.Tensor
+    shape: tuple[int, ...]
+
+
+class Timing(Protocol):
+    """When an adapter answers."""
+
+    def curve(self, start: RunStart) -> StrengthCurve:
+        """Return the strength by noise level in this run. Raises ScheduleError if the run does not tell it."""
+        ...
+
+
+@dataclass(frozen=True)
+class PairBoundary:
+    """Where Slow ends and Fast begins. partial: the run may lack one of them."""
+
+    threshold: float
+    partial: bool
+
+
+@dataclass(frozen=True)
+class GlancePair:
+    """A pair on a MODEL. metadata: what both files say together."""
+
+    metadata: PairMetadata
+
+    @property
+    def boundary_step(self) -> int:
+        """0-based teacher step where Fast takes over, unless the sigmas of a run say otherwise."""
+        if self.metadata.split:
+            return self.metadata.split.fast[0]
+        return default_boundary(self.metadata.teacher_steps or TEACHER_STEPS)
+
+    def boundary(self, start: RunStart) -> PairBoundary:
+        """Return where this run switches: as its sigmas say, or at the teacher's noise level."""
+        schedule = schedule_of(start.sigmas)
+        if schedule is not None:
+            return PairBoundary(schedule.threshold, schedule.partial)
+        teacher = model_sigmas(start.patcher, start.shape, AUTO, self.metadata)
+        return PairBoundary(threshold_at(teacher.values, self.boundary_step), partial=True)
+
+
+@dataclass(frozen=True)
+class PairPhase:
+    """The timing of one half of a pair."""
+
+    pair: GlancePair
+    phase: str
+    strength: float
+
+    def curve(self, start: RunStart) -> StrengthCurve:
+        side = above if self.phase == SLOW else below
+        return side(self.pair.boundary(start).threshold, self.strength)
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """The same strength at every noise level."""
+
+    strength: float
+
+    def curve(self, start: RunStart) -> StrengthCurve:
+        return whole_run(self.strength)
+
+
+@dataclass(frozen=True)
+class BySteps:
+    """A strength for each step of the run; later steps have the last one."""
+
+    strengths: Sequence[float]
+
+    def curve(self, start: RunStart) -> StrengthCurve:
+        return by_step(start.sigmas.tolist(), self.strengths)
+
+
+@dataclass(frozen=True)
+class BetweenSigmas:
+    """A strength from one noise level down to another."""
+
+    start: float
+    end: float
+    strength: float
+
+    def curve(self, start: RunStart) -> StrengthCurve:
+        return between_sigmas(self.start, self.end, self.strength)
+
+
+@dataclass(frozen=True)
+class BetweenShares:
+    """A strength from one share of the model's noise schedule to another, as ComfyUI counts `start_percent`: 0 to 1."""
+
+    start: float
+    end: float
+    strength: float
+
+    def curve(self, start: RunStart) -> StrengthCurve:
+        sampling = start.patcher.get_model_object("model_sampling")
+        first, last = (float(sampling.percent_to_sigma(share)) for share in (self.start, self.end))
+        return between_sigmas(first, last, self.strength)
