@@ -89,7 +89,12 @@ class Server:
         raise TimeoutError(prompt_id)
 
     def run(self, graph):
-        """Return the latents that a fresh run saves. Nothing may come from ComfyUI's cache."""
+        """Return the latents that a fresh run saves."""
+        (latents,) = self.saved_latents(graph).values()
+        return latents
+
+    def saved_latents(self, graph):
+        """Return what each SaveLatent of a fresh run saves, by its name. Nothing may come from ComfyUI's cache."""
         self.call("/free", {"unload_models": True, "free_memory": True})
         time.sleep(1.5)
         done = self.wait(self.queue(graph))
@@ -97,5 +102,7 @@ class Server:
         (cached,) = [message[1]["nodes"] for message in done["status"]["messages"] if message[0] == "execution_cached"]
         sampling = {name for name, node in graph.items() if node["class_type"].startswith(SAMPLERS)}
         assert not set(cached) & sampling, "the answer came from the cache"
-        (saved,) = next(shown["latents"] for shown in done["outputs"].values() if "latents" in shown)
-        return load_file(self.base / "output" / saved["subfolder"] / saved["filename"])["latent_tensor"]
+        found = {at: shown["latents"][0] for at, shown in done["outputs"].items() if "latents" in shown}
+        output = self.base / "output"
+        paths = {at: output / saved["subfolder"] / saved["filename"] for at, saved in found.items()}
+        return {at: load_file(path)["latent_tensor"] for at, path in paths.items()}
