@@ -34,6 +34,10 @@ class SwitchError(GlanceError):
     """Low-rank branches that do not fit the modules they are meant for."""
 
 
+class ModelError(GlanceError):
+    """A model that cannot be run as a long run needs it."""
+
+
 class TrainingError(GlanceError):
     """A training run that cannot start, continue or resume."""
 

@@ -10,6 +10,7 @@ import torch
 
 from ...glance_core.errors import ScheduleError
 from ...glance_core.lora.metadata import PairMetadata
+from ...glance_core.sampling.trial import try_model
 from .base_model import first_mask, fixed_latent, latent_shape
 from .conditioned import Conditioned, entries
 from .model_sigmas import ModelSigmas, model_sigmas, starting_noise
@@ -24,7 +25,7 @@ T = TypeVar("T")
 class HostTeacher:
     """prompts, negative: entries of conditionings. samples (1, ...): a latent of the size that is sampled.
 
-    mask: its noise_mask.
+    cfg: its guidance. mask: its noise_mask.
     """
 
     patcher: Any
@@ -32,6 +33,7 @@ class HostTeacher:
     negative: list[Any]
     samples: Any
     sigmas: ModelSigmas
+    cfg: float
     mask: torch.Tensor | None = None
 
     @property
@@ -44,9 +46,14 @@ class HostTeacher:
         return starting_noise(self.patcher, self.sigmas.values, packed(self.samples).shape, runs, seed)
 
     def run(self, seed: int, work: Callable[[Conditioned], T]) -> T:
-        """Return work(model on these prompts), with the model loaded."""
+        """Return work(model on these prompts), with the model loaded. Raises ModelError if it cannot be a teacher."""
         inputs = TrainingInputs(self.patcher, self.prompts, self.negative, self.samples, seed, mask=self.mask)
-        return with_loaded_model(inputs, lambda conditioned, _: work(conditioned))
+
+        def tried(conditioned: Conditioned, _: Any) -> T:
+            try_model(conditioned.velocity, self.cfg, self.noise(1, seed), self.sigmas.values)
+            return work(conditioned)
+
+        return with_loaded_model(inputs, tried)
 
 
 @dataclass(frozen=True)
@@ -74,4 +81,4 @@ def host_teacher(patcher: Any, positive: list[Any], negative: list[Any] | None, 
     sigmas = model_sigmas(
         patcher, latent_shape(patcher, choices.latent), choices.schedule, PairMetadata(), choices.sigmas
     )
-    return HostTeacher(patcher, prompts, negatives, samples, sigmas, first_mask(choices.latent))
+    return HostTeacher(patcher, prompts, negatives, samples, sigmas, cfg, first_mask(choices.latent))

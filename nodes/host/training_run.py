@@ -16,6 +16,7 @@ from ...glance_core.errors import AdapterError
 from ...glance_core.evaluation.metrics import latent_psnr
 from ...glance_core.lora.pair_writer import write_preview
 from ...glance_core.lora.slots import Slot
+from ...glance_core.sampling.trial import try_model
 from ...glance_core.sampling.velocity import RowVelocity
 from ...glance_core.schedule.split import FAST
 from ...glance_core.training import distill
@@ -169,8 +170,9 @@ class _Worked:
 
 
 def _preflight(plan: DistillPlan, model: HostModel) -> tuple[str, ...]:
-    """Try one step of training. Return the layers that no gradient reaches, and log them."""
+    """Try the teacher, and one step of training. Return the layers that no gradient reaches, and log them."""
     noise = model.noise_of(1, plan.settings.seed)
+    try_model(model.velocity, plan.teacher_cfg, noise, plan.sigmas)
     unreached = preflight(model.student(plan.train_cfg), noise, plan.sigmas[0], torch.tensor([0]))
     if unreached:
         log.warning(

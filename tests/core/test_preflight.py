@@ -1,26 +1,29 @@
 """One trial step before training: layers without an effect are named, and what has no backward is refused."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from glance_core.errors import TrainingError
 from glance_core.lora.slots import whole_slots
-from glance_core.training.preflight import preflight
+from glance_core.training.preflight import gradient_error, preflight
 from glance_core.training.student import Student
 
 
 class Net(nn.Module):
     """Three layers, of which one is never called."""
 
-    def __init__(self, out=None):
+    def __init__(self, out=None, stopped=0.0):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second, self.unused = (nn.Linear(6, 6) for _ in range(3))
-        self.out = out
+        self.out, self.stopped = out, stopped
 
     def forward(self, x):
         hidden = torch.tanh(self.first(x))
+        hidden = (1 - self.stopped) * hidden + self.stopped * hidden.detach()
         return torch.add(x, self.second(hidden), out=self.out)
 
 
@@ -55,6 +58,59 @@ def test_targets_without_any_effect_are_refused():
 def test_a_model_without_a_backward_is_refused_with_the_reason():
     with pytest.raises(TrainingError, match=r"^the net cannot be trained, because PyTorch cannot .* \(.*out="):
         tried(Net(out=torch.empty(2, 6)))
+
+
+@pytest.mark.parametrize("stopped", [0.1, 0.5])
+def test_a_gradient_that_is_partly_stopped_is_refused(stopped):
+    net = Net(stopped=stopped)
+    with pytest.raises(TrainingError) as refused:
+        tried(net, "first|second")
+    assert re.fullmatch(
+        r"the net cannot be trained, because its gradient is \d+ % wrong: something in the model stops or changes "
+        r"gradients; nothing was run yet, please report the model",
+        str(refused.value),
+    )
+    assert tried(net, "second") == (), "the gradient of this layer is right"
+
+
+def test_a_gradient_that_is_stopped_on_its_way_to_a_layer_is_refused():
+    with pytest.raises(TrainingError) as refused:
+        tried(Net(stopped=1.0))
+    assert str(refused.value) == (
+        "the net cannot be trained, because no gradient reaches some of the chosen layers though they change its "
+        "answer; choose other targets, or report the model"
+    )
+
+
+def error_of(loss, gradient):
+    """Return the error of this gradient at ones, and check that the tensor comes back."""
+    tensor = nn.Parameter(torch.ones(4))
+    found = gradient_error(lambda: float(loss(tensor.detach().double())), {tensor: gradient})
+    assert torch.equal(tensor, torch.ones(4))
+    return found
+
+
+def test_the_error_of_a_gradient_is_the_missing_share_of_its_slope():
+    right = torch.tensor([4.0, 8.0, 12.0, 16.0]).double()  # of the sum of k x^4 at x = 1
+
+    def loss(x):
+        return (torch.arange(1, 5) * x**4).sum()
+
+    assert error_of(loss, right) == 0.0
+    assert error_of(loss, right / 1.05) == pytest.approx(0.05, abs=1e-4)
+    assert error_of(loss, right * 2) == pytest.approx(-0.5, abs=1e-4)
+    assert error_of(loss, right / 1.005) == 0.0, "within the tolerance"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_gradient_that_rounding_hides_is_not_called_wrong(seed):
+    random = torch.Generator().manual_seed(seed)
+
+    def loss(x):
+        noise = 1 + 0.02 * torch.randn((), generator=random)
+        return 100 + x.square().sum() * noise
+
+    assert error_of(loss, 2 * torch.ones(4).double()) == 0.0
 
 
 def test_running_out_of_memory_is_not_taken_for_a_missing_backward():

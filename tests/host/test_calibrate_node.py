@@ -1,11 +1,15 @@
 """CalibrateGlance inside ComfyUI, on models that nobody searched settings for."""
 
+from contextlib import ExitStack
+from unittest import mock
+
 import comfyui
 import folder_paths
 import pytest
 import tiny_flux
 import tiny_models
 import torch
+import train_node
 from pack import host_sample, node, phase_split
 
 from glance_core import tiny
@@ -68,6 +72,45 @@ def test_guidance_without_a_negative_prompt_is_rejected(node_classes):
     }
     with pytest.raises(ValueError, match=r"cfg is 4 but no negative prompt is wired"):
         node("CalibrateGlance").execute(**inputs, **REJECTED)
+
+
+def keeps_values(model):
+    """The model with a patch that answers every call as the one before it, as if its steps were skipped."""
+    patched, kept = model.clone(), []
+
+    def wrapper(apply, given):
+        kept.append(apply(given["input"], given["timestep"], **given["c"]))
+        return kept[max(0, len(kept) - 2)]
+
+    patched.set_model_unet_function_wrapper(wrapper)
+    return patched
+
+
+def not_finite(model):
+    model.model.diffusion_model.img_in.weight.fill_(float("nan"))
+    return model
+
+
+@pytest.mark.parametrize("spoilt, sentence", [
+    (keeps_values, r"changed by \d+ % after a call at another noise level, so it keeps values between calls"),
+    (not_finite, r"answer at noise level 1 is not finite"),
+])  # fmt: skip
+def test_a_model_that_cannot_be_a_teacher_is_refused_before_the_full_runs(spoilt, sentence, loras, output):
+    """In the plot and in training too."""
+    model = spoilt(tiny_models.build("flux"))
+    runs = [comfyui.pack_module(f"glance_core.{module}") for module in ("calibration.calibrate", "training.distill")]
+    common = {"positive": [tiny_models.conditioning("flux", 1)], "seed": [0], "schedule": ["auto"], "cfg": [1.0]}
+    common |= {"model": [model], "latent_image": [tiny_models.empty_latent("flux")]}
+    with ExitStack() as stack:
+        for module in runs:
+            stack.enter_context(mock.patch.object(module, "rollout", side_effect=AssertionError("the teacher ran")))
+        for run in (
+            lambda: node("CalibrateGlance").execute(**common, model_calls=[8], seconds=[1.0]),
+            lambda: node("GlancePhasePlot").execute(**common, steps=[4]),
+            lambda: train_node.train(model, "flux"),
+        ):
+            with pytest.raises(ValueError, match=sentence):
+                run()
 
 
 def test_a_model_with_a_pair_is_rejected(node_classes):
