@@ -42,7 +42,7 @@ def test_a_stopped_run_leaves_no_trace_on_the_model_and_resumes_bit_for_bit(kind
         assert whole.keys() == broken.keys() and all(torch.equal(whole[key], broken[key]) for key in whole)
 
 
-TRIAL = 2  # model calls that try one step before the first run
+TRIAL = 10  # model calls before the teacher: three that try it, two steps, five losses beside its gradient
 
 
 def test_a_run_stopped_in_its_checks_resumes_without_training_again(loras, output, runs):
