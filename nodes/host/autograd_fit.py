@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -33,15 +32,10 @@ def _normal_tensors(model: torch.nn.Module) -> Iterator[None]:
     """Replace inference tensors by normal ones of the same memory: parameters, buffers and plain attributes."""
     changed: list[tuple[dict[str, Any], str, Any, Any]] = []
     for module in model.modules():
-        for table, wrap in (
-            (module._parameters, partial(torch.nn.Parameter, requires_grad=False)),
-            (module._buffers, lambda tensor: tensor),
-            (vars(module), lambda tensor: tensor),
-        ):
+        for table in (module._parameters, module._buffers, vars(module)):
             for name, tensor in table.items():
-                plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
-                if plain and tensor.is_inference() and tensor.device.type != "meta":
-                    changed.append((table, name, tensor, wrap(_same_memory(tensor))))
+                if _has_memory(tensor) and tensor.is_inference() and tensor.device.type != "meta":
+                    changed.append((table, name, tensor, _same_memory(tensor)))
     try:
         for table, name, _, normal in changed:
             table[name] = normal
@@ -52,9 +46,26 @@ def _normal_tensors(model: torch.nn.Module) -> Iterator[None]:
                 table[name] = before
 
 
+def _has_memory(tensor: Any) -> bool:
+    """Return whether this is a tensor with memory of its own, of torch's class or of one that adds attributes (GGUF).
+
+    A class with its own dispatch wraps other tensors. It computes with what they mean, which is a new tensor.
+    """
+    return isinstance(tensor, torch.Tensor) and type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+
+
 def _same_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a normal tensor of the same class, attributes and memory."""
     shared = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return shared.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    # size(), because `shape` of a packed weight may be that of the numbers that it means
+    shared.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    if type(tensor) is torch.nn.Parameter:
+        return torch.nn.Parameter(shared, requires_grad=False)
+    if type(tensor) is torch.Tensor:
+        return shared
+    other = shared.as_subclass(type(tensor))
+    vars(other).update(vars(tensor))
+    return other
 
 
 @contextmanager

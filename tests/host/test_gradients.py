@@ -24,10 +24,10 @@ class core:
     )
 
 
-def gradient_errors(name, checkpointing, targets="attention", cfg=1.0, **built):
+def gradient_errors(name, checkpointing, targets="attention", cfg=1.0, model=None, **built):
     """The relative distance of backward's gradient to central differences, for each tensor that is big enough."""
     torch.manual_seed(0)
-    model = tiny_models.build(name, **built)
+    model = tiny_models.build(name, **built) if model is None else model
     glue = comfyui.pack_module("nodes.host.training_model")
 
     def work(conditioned, latents):
