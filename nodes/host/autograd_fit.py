@@ -22,7 +22,8 @@ _ROTARY = ("apply_rope", "rms_rope")
 def fit_for_autograd(model: torch.nn.Module) -> Iterator[None]:
     """Let autograd through the model. Undone at the end."""
     with ExitStack() as afterwards:
-        for fit in (_normal_tensors(model), _differentiable_kernels(), _gradients_allowed(model)):
+        fits = (_normal_tensors(model), _normal_bypass(model), _differentiable_kernels(), _gradients_allowed(model))
+        for fit in fits:
             afterwards.enter_context(fit)
         yield
 
@@ -59,13 +60,40 @@ def _same_memory(tensor: torch.Tensor) -> torch.Tensor:
     shared = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     # size(), because `shape` of a packed weight may be that of the numbers that it means
     shared.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-    if type(tensor) is torch.nn.Parameter:
-        return torch.nn.Parameter(shared, requires_grad=False)
-    if type(tensor) is torch.Tensor:
-        return shared
-    other = shared.as_subclass(type(tensor))
-    vars(other).update(vars(tensor))
+    plain = type(tensor) is torch.nn.Parameter
+    other = torch.nn.Parameter(shared, requires_grad=False) if plain else shared.as_subclass(type(tensor))
+    vars(other).update(vars(tensor))  # of a quantised weight, how to read it
     return other
+
+
+@contextmanager
+def _normal_bypass(model: torch.nn.Module) -> Iterator[None]:
+    """Do the same for the LoRAs that ComfyUI adds to what a layer returns, in place of merging them."""
+    changed: list[tuple[Any, Any, Any]] = []
+    for module in model.modules():
+        for adapter in _bypassing(module):
+            weights = adapter.weights
+            parts = weights if isinstance(weights, (list, tuple)) else [weights]
+            normal = [_same_memory(part) if _has_memory(part) and part.is_inference() else part for part in parts]
+            changed.append((adapter, weights, type(weights)(normal) if parts is weights else normal[0]))
+    try:
+        for adapter, _, normal in changed:
+            adapter.weights = normal
+        yield
+    finally:
+        for adapter, before, normal in changed:
+            if adapter.weights is normal:
+                adapter.weights = before
+
+
+def _bypassing(module: torch.nn.Module) -> Iterator[Any]:
+    """Yield the adapters whose forwards lie over the module's own."""
+    owner = getattr(module.forward, "__self__", module)
+    while owner is not module:
+        if hasattr(adapter := getattr(owner, "adapter", None), "weights"):
+            yield adapter
+        below = getattr(owner, "original_forward", None)
+        owner = getattr(below, "__self__", module)
 
 
 @contextmanager
