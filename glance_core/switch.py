@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SwitchError
-from .low_rank import Bound, Branch, LowRank, add_convolution, add_linear, is_convolution
+from .low_rank import Bound, Branch, LowRank, add_convolution, add_linear, check_call, features, is_convolution
 
 _UNSET = object()
 
@@ -56,6 +56,7 @@ class _Target:
     def __init__(self, name: str, module: nn.Module):
         self.name, self.module = name, module
         self.add = add_convolution if is_convolution(module) else add_linear
+        self.sized = features(module) is not None
         self.active: Bound | None = None
         self.bound: tuple[Bound | None, ...] = ()
         self.called = False
@@ -68,7 +69,11 @@ class _Target:
         y = self.inner(x, *args, **kwargs)
         active = self.active
         self.called = True
-        return y if active is None else self.add(self.module, x, y, active)
+        if active is None:
+            return y
+        if not self.sized:
+            check_call(self.name, x, y, active)
+        return self.add(self.module, x, y, active)
 
     def wrap(self) -> None:
         while isinstance(below := getattr(self.module.forward, "__self__", None), _Target) and below.stranded:
