@@ -158,11 +158,10 @@ def _bound(tensors: Mapping[str, Tensor], parts: Sequence[_Part], strengths: Seq
 
 def check_update(module: nn.Module, name: str, update: LowRank) -> None:
     """Raise SwitchError if the update cannot be added to the module's output."""
-    convolution = is_convolution(module)
-    inside = getattr(module, "in_features", getattr(module, "in_channels", None))
-    outside = getattr(module, "out_features", getattr(module, "out_channels", None))
-    if inside is None or outside is None:
-        return  # a Linear of an unknown kind; its forward will raise if it does not fit
+    convolution, sizes = is_convolution(module), features(module)
+    if sizes is None:
+        return  # a Linear of an unknown kind, which `check_call` looks at in its first call
+    inside, outside = sizes
     fits = update.down.shape[1] == inside and update.start + update.up.shape[0] <= outside
     if convolution:
         fits = fits and update.down.shape[2:] == module.kernel_size
@@ -172,6 +171,41 @@ def check_update(module: nn.Module, name: str, update: LowRank) -> None:
         raise SwitchError(
             f"{name} takes {inside} and gives {outside} features, but the adapter's factors are "
             f"{tuple(update.down.shape)} and {tuple(update.up.shape)} for {rows}; the adapter is for another model size"
+        )
+
+
+def linear_features(module: nn.Module) -> tuple[int, int] | None:
+    """Return how many features a Linear takes and gives; None if this is not one, or does not say.
+
+    The shape of a packed weight says nothing. bitsandbytes (NF4) keeps that of the numbers beside it, and the Linears
+    that ComfyUI gets with it have no other sizes.
+    """
+    if (sizes := _stated(module, "in_features", "out_features")) is not None:
+        return sizes
+    shape = getattr(getattr(getattr(module, "weight", None), "quant_state", None), "shape", None)
+    return (int(shape[1]), int(shape[0])) if shape is not None and len(shape) == 2 else None
+
+
+def features(module: nn.Module) -> tuple[int, int] | None:
+    """Return the same for a Linear or a convolution."""
+    return linear_features(module) or _stated(module, "in_channels", "out_channels")
+
+
+def _stated(module: nn.Module, inside: str, outside: str) -> tuple[int, int] | None:
+    sizes = getattr(module, inside, None), getattr(module, outside, None)
+    return sizes if isinstance(sizes[0], int) and isinstance(sizes[1], int) else None  # type: ignore[return-value]
+
+
+def check_call(name: str, x: Tensor, y: Any, bound: Bound) -> None:
+    """Raise SwitchError if a branch cannot be added to y, which a layer of unknown sizes returned for x."""
+    if not isinstance(y, Tensor) or y.shape[:-1] != x.shape[:-1]:
+        raise SwitchError(f"{name} is not a Linear, so no LoRA can act on it; use a file without this layer")
+    ends = [term.start + term.up.shape[1] for term in bound.terms]
+    rows = max(ends + [start + len(bias) for start, bias, _ in bound.biases])
+    if x.shape[-1] != bound.down.shape[1] or y.shape[-1] < rows:
+        raise SwitchError(
+            f"{name} takes {x.shape[-1]} and gives {y.shape[-1]} features, but the adapter's factors take "
+            f"{bound.down.shape[1]} and give {rows}; the adapter is for another model size"
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SwitchError
-from .low_rank import Bound, Branch, LowRank, add_convolution, add_linear, is_convolution
+from .low_rank import Bound, Branch, LowRank, add_convolution, add_linear, check_call, features, is_convolution
 
 Strengths = Sequence[Sequence[float]]  # for each phase, the strength of each adapter; 0 costs nothing
 _UNSET = object()
@@ -54,6 +54,7 @@ class _Target:
     def __init__(self, name: str, module: nn.Module):
         self.name, self.module = name, module
         self.add = add_convolution if is_convolution(module) else add_linear
+        self.sized = features(module) is not None
         self.active: tuple[Bound, ...] = ()  # several only if an adapter between them is off
         self.bound: tuple[tuple[Bound, ...], ...] = ()  # by phase
         self.called = False
@@ -66,6 +67,8 @@ class _Target:
         y = self.inner(x, *args, **kwargs)
         self.called = True
         for bound in self.active:
+            if not self.sized:
+                check_call(self.name, x, y, bound)
             y = self.add(self.module, x, y, bound)
         return y
 

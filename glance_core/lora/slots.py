@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..low_rank import LowRank
+from ..low_rank import LowRank, linear_features
 from ..models import FusedLayout
 from .diffusers import fused_rows
 from .factors import Factor
@@ -29,10 +29,8 @@ class Slot:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether this is a Linear, of torch's class or of a host's own class with the same widths."""
-    return isinstance(module, nn.Linear) or (
-        isinstance(getattr(module, "in_features", None), int) and isinstance(getattr(module, "out_features", None), int)
-    )
+    """Return whether this is a Linear, of torch's class or of a host's own class that says its widths."""
+    return linear_features(module) is not None
 
 
 def whole_slots(model: nn.Module, pattern: str = ".*") -> dict[str, Slot]:
@@ -40,12 +38,8 @@ def whole_slots(model: nn.Module, pattern: str = ".*") -> dict[str, Slot]:
 
     What a compiler puts into names is left out; paths lead through it without.
     """
-    linear = {without_compiler(name): module for name, module in model.named_modules() if is_linear(module)}
-    return {
-        name: Slot(name, int(module.in_features), int(module.out_features))
-        for name, module in linear.items()
-        if re.fullmatch(pattern, name)
-    }
+    found = {without_compiler(name): linear_features(module) for name, module in model.named_modules()}
+    return {name: Slot(name, *sizes) for name, sizes in found.items() if sizes and re.fullmatch(pattern, name)}
 
 
 def fused_slots(model: nn.Module, layout: FusedLayout) -> dict[str, Slot]:

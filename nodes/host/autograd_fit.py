@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -23,7 +22,8 @@ _ROTARY = ("apply_rope", "rms_rope")
 def fit_for_autograd(model: torch.nn.Module) -> Iterator[None]:
     """Let autograd through the model. Undone at the end."""
     with ExitStack() as afterwards:
-        for fit in (_normal_tensors(model), _differentiable_kernels(), _gradients_allowed(model)):
+        fits = (_normal_tensors(model), _normal_bypass(model), _differentiable_kernels(), _gradients_allowed(model))
+        for fit in fits:
             afterwards.enter_context(fit)
         yield
 
@@ -33,15 +33,10 @@ def _normal_tensors(model: torch.nn.Module) -> Iterator[None]:
     """Replace inference tensors by normal ones of the same memory: parameters, buffers and plain attributes."""
     changed: list[tuple[dict[str, Any], str, Any, Any]] = []
     for module in model.modules():
-        for table, wrap in (
-            (module._parameters, partial(torch.nn.Parameter, requires_grad=False)),
-            (module._buffers, lambda tensor: tensor),
-            (vars(module), lambda tensor: tensor),
-        ):
+        for table in (module._parameters, module._buffers, vars(module)):
             for name, tensor in table.items():
-                plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
-                if plain and tensor.is_inference() and tensor.device.type != "meta":
-                    changed.append((table, name, tensor, wrap(_same_memory(tensor))))
+                if _has_memory(tensor) and tensor.is_inference() and tensor.device.type != "meta":
+                    changed.append((table, name, tensor, _same_memory(tensor)))
     try:
         for table, name, _, normal in changed:
             table[name] = normal
@@ -52,9 +47,53 @@ def _normal_tensors(model: torch.nn.Module) -> Iterator[None]:
                 table[name] = before
 
 
+def _has_memory(tensor: Any) -> bool:
+    """Return whether this is a tensor with memory of its own, of torch's class or of one that adds attributes (GGUF).
+
+    A class with its own dispatch wraps other tensors. It computes with what they mean, which is a new tensor.
+    """
+    return isinstance(tensor, torch.Tensor) and type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+
+
 def _same_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a normal tensor of the same class, attributes and memory."""
     shared = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return shared.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    # size(), because `shape` of a packed weight may be that of the numbers that it means
+    shared.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    plain = type(tensor) is torch.nn.Parameter
+    other = torch.nn.Parameter(shared, requires_grad=False) if plain else shared.as_subclass(type(tensor))
+    vars(other).update(vars(tensor))  # of a quantised weight, how to read it
+    return other
+
+
+@contextmanager
+def _normal_bypass(model: torch.nn.Module) -> Iterator[None]:
+    """Do the same for the LoRAs that ComfyUI adds to what a layer returns, in place of merging them."""
+    changed: list[tuple[Any, Any, Any]] = []
+    for module in model.modules():
+        for adapter in _bypassing(module):
+            weights = adapter.weights
+            parts = weights if isinstance(weights, (list, tuple)) else [weights]
+            normal = [_same_memory(part) if _has_memory(part) and part.is_inference() else part for part in parts]
+            changed.append((adapter, weights, type(weights)(normal) if parts is weights else normal[0]))
+    try:
+        for adapter, _, normal in changed:
+            adapter.weights = normal
+        yield
+    finally:
+        for adapter, before, normal in changed:
+            if adapter.weights is normal:
+                adapter.weights = before
+
+
+def _bypassing(module: torch.nn.Module) -> Iterator[Any]:
+    """Yield the adapters whose forwards lie over the module's own."""
+    owner = getattr(module.forward, "__self__", module)
+    while owner is not module:
+        if hasattr(adapter := getattr(owner, "adapter", None), "weights"):
+            yield adapter
+        below = getattr(owner, "original_forward", None)
+        owner = getattr(below, "__self__", module)
 
 
 @contextmanager

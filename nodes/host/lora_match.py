@@ -15,7 +15,7 @@ from ...glance_core.lora.factors import Bias, Factor
 from ...glance_core.lora.keys import spellings, without_compiler
 from ...glance_core.lora.reader import Adapter
 from ...glance_core.lora.slots import is_linear
-from ...glance_core.low_rank import LowRank, check_update, is_convolution
+from ...glance_core.low_rank import LowRank, check_update, features, is_convolution
 from ...glance_core.models import KNOWN_BY_NAMES
 from ...glance_core.switch import find_module
 from .base_model import base_of, compute_dtype, describe
@@ -75,6 +75,7 @@ def match(adapter: Adapter, patcher: Any, keys: Mapping[str, Any]) -> Matched:
         name, path = f"{adapter.name}: {module}", target.weight.removesuffix(".weight")
         layer = find_module(patcher.model, path)
         if isinstance(part, Factor):
+            _check_kind(name, layer)
             update = _update(name, _shaped(part, layer), target)
         else:
             update = _bias_update(name, part, layer, target)
@@ -136,15 +137,25 @@ def _shaped(factor: Factor, layer: torch.nn.Module) -> Factor:
     return replace(factor, down=down)
 
 
+def _check_kind(name: str, layer: torch.nn.Module) -> None:
+    """Raise AdapterError for a layer that does not multiply its input by a matrix, as norms and embeddings."""
+    weight = getattr(layer, "weight", None)
+    vector = isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.ndim < 2
+    if features(layer) is None and (isinstance(layer, torch.nn.Embedding) or vector):
+        raise AdapterError(
+            f"{name} is a {type(layer).__name__}, whose weight cannot switch phases; use a file without this layer"
+        )
+
+
 def _bias_update(name: str, bias: Bias, layer: torch.nn.Module, target: _Target) -> LowRank:
     """Return an update without factors that adds the vector to the layer's output."""
-    if not (is_linear(layer) or is_convolution(layer)):
+    sizes = features(layer) if is_linear(layer) or is_convolution(layer) else None
+    if sizes is None:
         raise AdapterError(
             f"{name} is a {type(layer).__name__}, whose bias cannot switch phases; convert the file to plain LoRA first"
         )
-    inside = getattr(layer, "in_features", None) or layer.in_channels
     vector = bias.vector.float() * bias.scale
-    down = vector.new_zeros(0, int(inside), *getattr(layer, "kernel_size", ()))
+    down = vector.new_zeros(0, sizes[0], *getattr(layer, "kernel_size", ()))
     empty = Factor(down, vector.new_zeros(len(vector), 0), None, 1.0, bias.source)
     moved = vector if target.rearrange is None else target.rearrange(vector)
     return replace(_update(name, empty, target), bias=moved)

@@ -36,6 +36,7 @@ T = TypeVar("T")
 ROOT = "diffusion_model"
 OFFLOADS = ["auto", "all", "none"]
 _EVERYTHING = 1e30  # bytes
+_KNOWN_FORWARDS = (torch.nn.Linear.forward.__module__, comfy.ops.__name__)  # input @ weight, and nothing else
 
 
 def trained_slots(patcher: Any, targets: str) -> dict[str, Slot]:
@@ -151,8 +152,13 @@ def student_of(patcher: Any, velocity: RowVelocity, slots: Mapping[str, Slot], g
 
 
 def weight_of(module: torch.nn.Module) -> WeightOf | None:
-    """Return how to get a Linear's weight in backward; None if only its forward knows (GGUF, other quantised kinds)."""
-    if type(getattr(module, "weight", None)) not in (torch.Tensor, torch.nn.Parameter):
+    """Return how to get a Linear's weight in backward; None if only its forward knows (GGUF, other quantised kinds).
+
+    A forward of another class may unpack or scale the weight, and one that was put on the layer may add to its output.
+    """
+    weight, forward = getattr(module, "weight", None), getattr(module.forward, "__func__", None)
+    plain = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.is_floating_point()
+    if not plain or forward is not type(module).forward or forward.__module__ not in _KNOWN_FORWARDS:
         return None
     return _cast_weight if isinstance(module, comfy.ops.CastWeightBiasOp) else plain_weight
 

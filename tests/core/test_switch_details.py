@@ -1,6 +1,7 @@
 """The switch on modules unlike a plain Linear: other dtypes and devices, outputs that autograd keeps, convolutions."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn import Conv1d, Conv2d, Linear
 
 from glance_core.errors import SwitchError
-from glance_core.low_rank import Branch, LowRank, check_update
+from glance_core.low_rank import Branch, LowRank, check_update, features, linear_features
 from glance_core.switch import PhaseSwitch, PhaseWeights, find_module
 
 CPU = torch.device("cpu")
@@ -190,6 +191,66 @@ def test_a_module_with_only_one_known_width_accepts_any_update():
     module = nn.Identity()
     module.in_features = 7
     check_update(module, "it", low_rank(4, 6))
+
+
+class PackedLinear(nn.Module):
+    """A Linear whose weight has another shape than its numbers, in the layout of bitsandbytes."""
+
+    def __init__(self, states_shape=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(72.0).view(-1, 1) / 72)
+        if states_shape:
+            self.weight.quant_state = SimpleNamespace(shape=torch.Size([12, 6]))
+
+    def forward(self, x):
+        return x @ self.weight.view(12, 6).t()
+
+
+class Gate(nn.Module):
+    def forward(self, x):
+        return x.argmax(-1), x
+
+
+def test_a_packed_linear_has_the_sizes_of_the_numbers_that_it_means():
+    assert linear_features(PackedLinear()) == features(PackedLinear()) == (6, 12)
+    assert linear_features(PackedLinear(states_shape=False)) is None
+    assert (linear_features(Linear(6, 12)), features(Conv2d(3, 4, 3))) == ((6, 12), (3, 4))
+    assert linear_features(Conv2d(3, 4, 3)) is features(nn.Embedding(6, 12)) is None
+
+
+@pytest.mark.parametrize("states_shape", [True, False])
+def test_a_packed_linear_gets_the_product_added(states_shape):
+    update, module = low_rank(5, 6, start=7), PackedLinear(states_shape)
+    x = torch.randn((2, 3, 6), generator=torch.Generator().manual_seed(1))
+    expected = module(x)
+    expected[..., 7:12] += x @ (update.up @ update.down).t()
+    root, _ = install(module, update)
+    assert torch.allclose(root.it(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "module, update, message",
+    [
+        (
+            PackedLinear(False),
+            low_rank(4, 7),
+            "takes 6 and gives 12 features, but the adapter's factors take 7 and give 4",
+        ),
+        (
+            PackedLinear(False),
+            low_rank(5, 6, start=8),
+            "factors take 6 and give 13; the adapter is for another model size",
+        ),
+        (Gate(), low_rank(4, 6), "it is not a Linear, so no LoRA can act on it; use a file without this layer"),
+        (nn.Flatten(0), low_rank(4, 6), "it is not a Linear"),
+    ],
+)
+def test_what_does_not_fit_a_layer_of_unknown_sizes_is_told_in_its_first_call(module, update, message):
+    root, switch = install(module, update)
+    with pytest.raises(SwitchError, match=message):
+        root.it(torch.ones(2, 6))
+    switch.select(None)
+    root.it(torch.ones(2, 6))  # the base alone
 
 
 DOES_NOT_FIT = [

@@ -24,6 +24,21 @@ def find() -> Path | None:
     return found
 
 
+def find_gguf() -> Path | None:
+    """Return COMFYUI_GGUF_PATH, else the ComfyUI-GGUF in the found ComfyUI's custom_nodes, else ~/ComfyUI-GGUF.
+
+    None if there is nothing, or if COMFYUI_GGUF_PATH is empty.
+    """
+    stated, host = os.environ.get("COMFYUI_GGUF_PATH"), find()
+    places = [*([host / "custom_nodes" / "ComfyUI-GGUF"] if host else []), Path.home() / "ComfyUI-GGUF"]
+    if stated is not None:
+        places = [Path(stated)] if stated else []
+    found = next((p.resolve() for p in places if (p / "dequant.py").is_file()), None)
+    if stated and found is None:
+        sys.exit(f"COMFYUI_GGUF_PATH is {stated!r}, which is not ComfyUI-GGUF; correct it, or set it empty")
+    return found
+
+
 def boot(comfyui: Path) -> None:
     """Import ComfyUI with --cpu. Its own packages win over ours of the same name (`nodes`)."""
     sys.path.insert(0, str(comfyui))

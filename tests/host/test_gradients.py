@@ -1,5 +1,7 @@
 """LoRA gradients on ComfyUI's own models, loaded under inference mode, against central differences."""
 
+import adapters
+import comfy.sd
 import comfyui
 import pytest
 import tiny_models
@@ -24,10 +26,10 @@ class core:
     )
 
 
-def gradient_errors(name, checkpointing, targets="attention", cfg=1.0, **built):
+def gradient_errors(name, checkpointing, targets="attention", cfg=1.0, model=None, **built):
     """The relative distance of backward's gradient to central differences, for each tensor that is big enough."""
     torch.manual_seed(0)
-    model = tiny_models.build(name, **built)
+    model = tiny_models.build(name, **built) if model is None else model
     glue = comfyui.pack_module("nodes.host.training_model")
 
     def work(conditioned, latents):
@@ -125,4 +127,15 @@ def test_gradients_hold_for_other_targets_and_stored_precisions_and_with_guidanc
 ):
     errors = gradient_errors(name, checkpointing, targets, cfg, **STORED[stored])
     assert len(errors) >= 2
+    assert max(errors) < 1e-3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("layers", ["", "attn.qkv"], ids=["all layers", "trained ones"])
+@pytest.mark.parametrize("how", ["load_lora_for_models", "load_bypass_lora_for_models"])
+def test_gradients_go_through_another_lora(how, layers, checkpointing):
+    model = tiny_models.build("flux")
+    style = {key: value for key, value in adapters.state_dict(model, seed=3).items() if layers in key}
+    errors = gradient_errors("flux", checkpointing, model=getattr(comfy.sd, how)(model, None, style, 1.0, 0)[0])
+    assert len(errors) >= 4
     assert max(errors) < 1e-3

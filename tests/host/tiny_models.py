@@ -212,11 +212,24 @@ def empty_latent(name: str, batch: int = 1):
 
 def state(model) -> dict[str, torch.Tensor]:
     """Return a copy of every weight and buffer."""
-    return {key: value.clone() for key, value in model.model.state_dict().items()}
+    return {key: value.clone() for key, value in _stored(model).items()}
+
+
+def _stored(model) -> dict[str, torch.Tensor]:
+    """Return every weight and buffer as the model holds it. ComfyUI-GGUF's own state dict has stand-ins on "meta"."""
+    held = dict(model.model.named_parameters())
+    tensors = {key: held.get(key, value) if value.is_meta else value for key, value in model.model.state_dict().items()}
+    return {key: _plain(value) for key, value in tensors.items() if not value.is_meta}
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Return it without its class, whose `clone` may be no copy; one that wraps other tensors as it is."""
+    wraps = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    return tensor if wraps else tensor.detach().as_subclass(torch.Tensor)
 
 
 def assert_bit_exact(model, before: dict[str, torch.Tensor]) -> None:
-    after = model.model.state_dict()
+    after = _stored(model)
     assert after.keys() == before.keys()
     for key, value in before.items():
         assert value.dtype == after[key].dtype and torch.equal(_bytes(value), _bytes(after[key])), key
