@@ -122,7 +122,7 @@ def test_every_template_of_the_readme_is_shipped_and_every_shipped_one_is_named(
         for name in re.findall(r"`((?:\.\.|glance)_\w+)`", row):
             if name.startswith(".."):
                 assert first is not None
-                stem = first if "_8_steps" in name else first.removesuffix("_text_to_image")
+                stem = first if "_8_steps" in name else re.sub("_text_to_(image|video)$", "", first)
                 name = stem + name.removeprefix("..")
             else:
                 first = name

@@ -108,23 +108,25 @@ def test_both_slots_of_a_link_have_the_types_of_the_schemas(workflow, host_nodes
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for _, source, out_slot, target, in_slot, carried in workflow["links"]:
         given = host_nodes[nodes[source]["type"]].RETURN_TYPES[out_slot]
-        taken = {each.name: each.kind for each in schemas.inputs(host_nodes[nodes[target]["type"]])}
+        inputs = {each.name: each for each in schemas.inputs(host_nodes[nodes[target]["type"]])}
         assert carried == given
-        assert taken[nodes[target]["inputs"][in_slot]["name"]] in (given, "*")
+        assert inputs[nodes[target]["inputs"][in_slot]["name"]].takes(given)
 
 
 def test_every_required_input_without_a_widget_is_linked(workflow, host_nodes):
     for node in _run_by_host(workflow):
         linked = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
-        sockets = schemas.sockets(host_nodes[node["type"]])
-        assert {name for name, each in sockets.items() if each.required} <= linked <= sockets.keys(), node["type"]
+        inputs = list(schemas.inputs(host_nodes[node["type"]]))
+        needed = {each.name for each in inputs if each.required and not each.is_widget}
+        assert needed <= linked <= {each.name for each in inputs}, node["type"]
 
 
 def test_widget_values_fit_the_schemas(workflow, host_nodes):
     for node in _run_by_host(workflow):
         widgets = list(schemas.widgets(host_nodes[node["type"]]))
         assert len(node["widgets_values"]) == len(widgets), node["type"]
-        for value, (name, kind, options, _) in zip(node["widgets_values"], widgets, strict=True):
+        for value, widget in zip(node["widgets_values"], widgets, strict=True):
+            name, kind, options = widget.name, widget.widget_kind, widget.options
             where = f"{node['type']}.{name} = {value!r}"
             assert isinstance(value, schemas.WIDGETS[kind]), where
             if kind == "COMBO":
@@ -184,10 +186,12 @@ def test_notes_name_only_workflows_that_exist(workflow):
 
 
 def _named_in(row):
-    """Return the workflows that a row of the README names. `..` stands for the beginning of the row's first name."""
-    names = re.findall(r"`((?:glance|\.\.)_\w+)`", row)
-    for name in names:
-        beginning = names[0] if name.startswith("..") else ""
+    """Return the workflows that a row of the README names. `..` stands for the beginning of the last whole name."""
+    whole = ""
+    for name in re.findall(r"`((?:glance|\.\.)_\w+)`", row):
+        if not name.startswith(".."):
+            whole = name
+        beginning = whole if name.startswith("..") else ""
         while beginning and name.replace("..", beginning) not in graphs.WORKFLOWS:
             beginning = beginning.rpartition("_")[0]
         yield name.replace("..", beginning)

@@ -9,7 +9,8 @@ from typing import Any
 
 from . import blocks, combined, edit, embedded, families, training, video
 from .builder import Graph
-from .models import FLUX2_DEV, FLUX2_KLEIN, FLUX_DEV, QWEN_IMAGE, QWEN_IMAGE_2512, Z_IMAGE
+from .family_models import FAMILIES
+from .models import FLUX_DEV, QWEN_IMAGE
 from .text_to_image import text_to_image
 
 WORKFLOWS: Mapping[str, Callable[[Graph], None]] = {
@@ -33,9 +34,9 @@ WORKFLOWS: Mapping[str, Callable[[Graph], None]] = {
     "glance_wan_text_to_video": video.text_to_video,
     "glance_wan_train_on_prompts": video.train_on_prompts,
 } | {
-    f"glance_{model.key}_{name}": partial(made, model=model)
-    for model in (Z_IMAGE, QWEN_IMAGE_2512, FLUX2_DEV, FLUX2_KLEIN)
-    for name, made in families.GRAPHS.items()
+    f"glance_{family.model.key}_{name}": partial(made, family=family)
+    for family in FAMILIES
+    for name, made in families.graphs_of(family).items()
 }
 
 

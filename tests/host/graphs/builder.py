@@ -176,7 +176,7 @@ class Graph:
         return values, files
 
     def _link(self, source: Slot, target: dict[str, Any], into: schemas.Input) -> None:
-        if into.kind not in ("*", source.kind):
+        if not into.takes(source.kind):
             raise BuildError(f"{self.name}: {target['type']}.{into.name} takes {into.kind}, not {source.kind}")
         number = self._add_link(target, into, (source.node.saved["id"], source.index), source.kind)
         output = source.node.saved["outputs"][source.index]
@@ -199,13 +199,15 @@ class Graph:
         """Return the widget's value, and those of the widgets that the browser adds to it."""
         options = widget.options.get("options", [])
         if value is None:
-            if widget.kind == "COMBO" and (
+            if widget.widget_kind == "COMBO" and (
                 not options or any(str(each).lower().endswith(FILE_ENDS) for each in options)
             ):
                 raise BuildError(
                     f"{self.name}: {kind}.{widget.name} depends on the files that a user has; give it a value"
                 )
-            value = widget.options.get("default", options[0] if options else "" if widget.kind == "STRING" else 0)
+            value = widget.options.get(
+                "default", options[0] if options else "" if widget.widget_kind == "STRING" else 0
+            )
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # as JavaScript writes it
         more = ["fixed"] if widget.options.get("control_after_generate") else []

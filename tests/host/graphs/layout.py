@@ -10,7 +10,7 @@ BETWEEN = 60  # pixels from a node to the next one below it
 NOTES_BETWEEN = 45  # pixels from a note to the next one's top, with its title of 30
 GROWING = {
     "PreviewImage", "SaveImage", "PreviewAny", "SaveAnimatedWEBP", "CLIPTextEncode", "TextEncodeQwenImageEditPlus",
-    "GlanceTinyText", "TrainGlanceAdapter",
+    "GlanceTinyText", "TrainGlanceAdapter", "SaveVideo",
 }  # fmt: skip
 SHORTEST, TALLEST = 0.7, 1.3  # share of the height that a note asked for
 

@@ -10,6 +10,10 @@ from .layout import Column
 from .models import PAIR_PAGE, Model
 
 DOCS = "https://github.com/glance-comfyui/glance/blob/main/docs"
+CLIP = (
+    "A red fox trots through fresh snow between birches, its breath steaming in the morning light, the camera follows "
+    "at its side"
+)
 FOX = (
     "A red fox asleep on a mossy stone wall in an autumn forest, soft morning light through the mist, fallen maple "
     "leaves, shallow depth of field, photograph"
@@ -23,26 +27,30 @@ SAME_STEPS = (
 
 
 class Loaded(NamedTuple):
-    """The loaders of a model."""
+    """The loaders of a model. fps: the node with the frames per second, where several nodes ask for them."""
 
     unet: Node
     clip: Node
-    vae: Node
+    vae: Node | Slot
+    sound_vae: Node | None = None
+    fps: Node | None = None
 
 
 class Prompts(NamedTuple):
     """The positive and the negative prompt."""
 
-    positive: Node
-    negative: Node
+    positive: Node | Slot
+    negative: Node | Slot
 
 
 def files_table(files: Sequence[File], *rows: str, sizes: bool = True) -> str:
-    """Return a table of files by folder. rows: more rows of it."""
+    """Return a table of files by folder, with their sizes if any is known. rows: more rows of it, without a size."""
+    sizes = sizes and any(each.gb for each in files)
     gb = [f" {each.gb:g} |" if each.gb else " |" for each in files] if sizes else [""] * len(files)
     head = "| folder in `models/` | file |" + (" GB |" if sizes else "")
     lines = [f"| `{each.folder}` | [{each.name}]({each.url}) |{size}" for each, size in zip(files, gb, strict=True)]
-    return "\n".join([head, "|---|---|" + ("---|" if sizes else ""), *lines, *rows])
+    lines += [f"{row} |" if sizes else row for row in rows]
+    return "\n".join([head, "|---|---|" + ("---|" if sizes else ""), *lines])
 
 
 def files_note(model: Model, *more: File) -> str:
@@ -50,7 +58,7 @@ def files_note(model: Model, *more: File) -> str:
     files = [*model.files, *more]
     if isinstance(model.slow, File):
         return f"{files_table(files)}\n\nGlance's authors published this pair at [CSU-JPG/Glance]({PAIR_PAGE})."
-    return f"{files_table(files, '| `loras` | your Slow and your Fast LoRA | |')}\n\n{placeholders(model)}"
+    return f"{files_table(files, '| `loras` | your Slow and your Fast LoRA |')}\n\n{placeholders(model)}"
 
 
 def placeholders(model: Model) -> str:
@@ -61,9 +69,9 @@ def placeholders(model: Model) -> str:
     )
 
 
-def training_files_note(model: Model) -> str:
+def training_files_note(model: Model, *more: File) -> str:
     """Return the note about files for graphs that train a pair."""
-    return f"{files_table(model.base_files)}\n\nTraining also needs the Python package `peft`."
+    return f"{files_table([*model.base_files, *more])}\n\nTraining also needs the Python package `peft`."
 
 
 def load(column: Column, model: Model) -> Loaded:
@@ -100,19 +108,24 @@ def negative_prompt(column: Column, model: Model, clip: Node, positive: Node) ->
     return column.node("CLIPTextEncode", 100, title="Negative prompt", colour=RED, clip=clip, text=model.negative)
 
 
-def encode_prompts(column: Column, model: Model, clip: Node, group: str, text: str = FOX) -> Prompts:
-    """Add the positive and the negative prompt."""
+def encode_prompts(column: Column, model: Model, clip: Node, group: str | None, text: str = FOX) -> Prompts:
+    """Add the positive and the negative prompt. group: the title of their frame, None if more comes into it."""
     positive = encode(column, model, clip, text)
     negative = negative_prompt(column, model, clip, positive)
-    column.group(group)
+    if group:
+        column.group(group)
     return Prompts(positive, negative)
+
+
+def sampler(column: Column, model: Any, prompts: Prompts, latent: Node | Slot, **more: Any) -> Node:
+    """Add the sampler. model: the node whose MODEL has the pair."""
+    inputs = {"model": model, "positive": prompts.positive, "negative": prompts.negative, "latent_image": latent}
+    return column.node("PhaseSplitSampler", colour=BLUE, **inputs, **more)
 
 
 def sample(column: Column, model: Any, prompts: Prompts, latent: Node | Slot, vae: Node, **more: Any) -> Node:
     """Add the sampler, and return its decoded pictures. model: the node whose MODEL has the pair."""
-    inputs = {"model": model, "positive": prompts.positive, "negative": prompts.negative, "latent_image": latent}
-    sampler = column.node("PhaseSplitSampler", colour=BLUE, **inputs, **more)
-    return column.node("VAEDecode", samples=sampler, vae=vae)
+    return column.node("VAEDecode", samples=sampler(column, model, prompts, latent, **more), vae=vae)
 
 
 def picture(column: Column, vae: Node, group: str, title: str | None = None) -> tuple[Node, Node]:

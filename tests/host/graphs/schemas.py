@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str}
 FRONTEND_ONLY = {"MarkdownNote", "Note"}  # drawn by the browser, unknown to the server
 SEEDS = ["fixed", "increment", "decrement", "randomize"]
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a choice that brings inputs of its own
 SLOT, WIDGET, TEXT, LINE = 20, 24, 64, 60  # pixels of a socket, a widget, a field of text, and a line of progress
 
 
 class Input(NamedTuple):
-    """An input of a node, as its schema states it."""
+    """An input of a node, as its schema states it. kind: the type, or several with commas between them."""
 
     name: str
     kind: str
@@ -20,20 +21,41 @@ class Input(NamedTuple):
     required: bool
 
     @property
+    def widget_kind(self) -> str:
+        """The type of the value that its widget holds, if it has one."""
+        return str(self.options.get("widgetType", self.kind))
+
+    @property
     def is_widget(self) -> bool:
         """Whether the browser draws a widget for it."""
-        return self.kind in WIDGETS and not self.options.get("forceInput")
+        return self.widget_kind in WIDGETS and not self.options.get("forceInput")
+
+    def takes(self, kind: str) -> bool:
+        """Return whether an output of this type can be wired to it."""
+        return self.kind == "*" or kind in self.kind.split(",")
 
 
 def inputs(node_class: type) -> Iterator[Input]:
-    """Return the inputs in schema order. A list of choices instead of a type is the old way to say COMBO."""
-    schema = node_class.INPUT_TYPES()
+    """Return the inputs in schema order, of a choice with inputs of its own those of the first one."""
+    return _inputs(node_class.INPUT_TYPES(), "")
+
+
+def _inputs(schema: Mapping[str, Any], prefix: str) -> Iterator[Input]:
+    """Yield the inputs. A list of choices instead of a type is the old way to say COMBO."""
     for part in ("required", "optional"):
         for name, (kind, *rest) in schema.get(part, {}).items():
             options = rest[0] if rest else {}
+            if options.get("hidden"):
+                continue
             if isinstance(kind, list):
                 kind, options = "COMBO", {**options, "options": kind}
-            yield Input(name, kind, options, part == "required")
+            if kind == DYNAMIC:
+                choices = options["options"]
+                own = {"options": [choice["key"] for choice in choices]}
+                yield Input(prefix + name, "COMBO", own, part == "required")
+                yield from _inputs(choices[0]["inputs"], f"{prefix}{name}.")
+            else:
+                yield Input(prefix + name, kind, options, part == "required")
 
 
 def widgets(node_class: type) -> Iterator[Input]:

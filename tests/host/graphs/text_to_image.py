@@ -53,7 +53,7 @@ def text_to_image(graph: Graph, model: Model, slow_steps: int) -> None:
     decoded = graph.node("VAEDecode", (1370, 384), (380, 46), samples=sampler, vae=loaded.vae)
     saved = graph.node("SaveImage", (1370, 486), (380, 372), images=decoded, filename_prefix=f"glance_{model.key}")
     _notes(graph, model, slow_steps)
-    graph.group("1. Model", *loaded)
+    graph.group("1. Model", loaded.unet, loaded.clip, loaded.vae)
     graph.group("2. Glance pair", pair, report)
     graph.group("3. Prompt", *(Node(each) for each in graph.nodes if each["pos"][0] == 910 and each["pos"][1] >= 585))
     graph.group("4. Picture size", latent)

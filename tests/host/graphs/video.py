@@ -6,6 +6,7 @@ from .builder import Graph, Node
 from .layout import Column, Notes, level
 from .models import WAN
 from .pieces import (
+    CLIP,
     DOCS,
     SAME_STEPS,
     Prompts,
@@ -21,10 +22,6 @@ from .pieces import (
 from .training import AFTERWARDS, show_results, train
 
 NAME = "my_glance_wan"
-CLIP = (
-    "A red fox trots through fresh snow between birches, its breath steaming in the morning light, the camera follows "
-    "at its side"
-)
 WEBP = {"fps": 16.0, "lossless": False, "quality": 90}
 
 EXPECT = """
