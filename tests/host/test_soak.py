@@ -17,7 +17,7 @@ from real_server import Server, folder
 from safetensors.torch import load_file
 from training_graphs import TRAINER, node
 
-SECONDS = float(os.environ.get("GLANCE_SOAK", "120"))
+SECONDS = float(os.environ.get("GLANCE_SOAK", "60"))
 PATIENCE = 300  # seconds for one answer
 GROWTH = 100  # MB
 PAIR = ("glance_tiny_slow.safetensors", "glance_tiny_fast.safetensors")

@@ -1,5 +1,6 @@
 """Training on every flow architecture of ComfyUI: gradients are right, or training is refused before the first run."""
 
+import os
 import re
 from unittest import mock
 
@@ -15,8 +16,15 @@ NOT_DIFFERENTIABLE = ["hidream-o1"]  # it writes with `out=`
 TRAINED = [name for name in ARCHITECTURES if name not in (*NEXT_SIGMA, *NOT_DIFFERENTIABLE)]
 
 
+# Those with something of their own: kernels without a backward, experts, tensors that are attributes, sound.
+SOME = [
+    "cosmos-predict2", "anima", "joyimage", "ernie-image", "ace-step", "hunyuan3d21", "omnigen2", "minimax-h3",
+    "ltxav", "z-image", "krea2", "flux2-klein",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", TRAINED if os.environ.get("GLANCE_SWEEP") else SOME)
 def test_gradients_are_those_of_central_differences(name, checkpointing):
     errors = gradient_errors(name, checkpointing)
     assert len(errors) >= 2
