@@ -13,6 +13,7 @@ import torch
 from ...glance_core.errors import AdapterError
 from ...glance_core.lora.factors import Bias, Factor
 from ...glance_core.lora.keys import spellings, without_compiler
+from ...glance_core.lora.other_names import host_part, swapped_halves
 from ...glance_core.lora.reader import Adapter
 from ...glance_core.lora.slots import is_linear
 from ...glance_core.low_rank import LowRank, check_update, is_convolution
@@ -68,7 +69,7 @@ def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, An
     updates: dict[str, list[LowRank]] = {}
     unmatched: dict[str, None] = {}
     for module, part in [*adapter.factors.items(), *adapter.biases.items()]:
-        target = _find(keys, part.source, module)
+        target = _find(keys, part.source, module) or _find_by_other_name(keys, patcher, module)
         if target is None:
             unmatched[module] = None
             continue
@@ -125,6 +126,18 @@ def _find(keys: Mapping[str, Any], source: str, module: str) -> _Target | None:
     else:
         target = _Target(found[0], found[1], found[2] if len(found) > 2 else None)
     return target if target.weight.endswith(".weight") else None
+
+
+def _find_by_other_name(keys: Mapping[str, Any], patcher: Any, module: str) -> _Target | None:
+    """Return the weight of a module that ComfyUI's map does not have, by a name that others give it."""
+    part = host_part(base_of(patcher).name, module)
+    weight = keys.get(f"diffusion_model.{part.name}") if part else None
+    if part is None or not isinstance(weight, str) or not weight.endswith(".weight"):
+        return None
+    if part.count == 1:
+        return _Target(weight, None, swapped_halves if part.swapped else None)
+    layer = find_module(patcher.model, weight.removesuffix(".weight"))
+    return _Target(weight, (0, *part.rows(int(layer.in_features), int(layer.out_features))))
 
 
 def _shaped(factor: Factor, layer: torch.nn.Module) -> Factor:
