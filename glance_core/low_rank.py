@@ -81,8 +81,7 @@ class Bound:
 def check_update(module: nn.Module, name: str, update: LowRank) -> None:
     """Raise SwitchError if the update cannot be added to the module's output."""
     convolution = is_convolution(module)
-    inside = getattr(module, "in_features", getattr(module, "in_channels", None))
-    outside = getattr(module, "out_features", getattr(module, "out_channels", None))
+    inside, outside = features(module)
     if inside is None or outside is None:
         return  # a Linear of an unknown kind; its forward will raise if it does not fit
     fits = update.down.shape[1] == inside and update.start + update.up.shape[0] <= outside
@@ -95,6 +94,18 @@ def check_update(module: nn.Module, name: str, update: LowRank) -> None:
             f"{name} takes {inside} and gives {outside} features, but the adapter's factors are "
             f"{tuple(update.down.shape)} and {tuple(update.up.shape)} for {rows}; the adapter is for another model size"
         )
+
+
+def features(module: nn.Module) -> tuple[int | None, int | None]:
+    """Return a layer's (inputs, outputs); (None, None) for a layer of an unknown kind."""
+    weight = getattr(module, "weight", None)
+    packed = getattr(weight, "quant_state", None)  # four bits, as bitsandbytes packs them
+    plain = weight if isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim == 2 else None
+    outside, inside = (*getattr(plain if packed is None else packed, "shape", ()), None, None)[:2]
+    return (
+        getattr(module, "in_features", getattr(module, "in_channels", inside)),
+        getattr(module, "out_features", getattr(module, "out_channels", outside)),
+    )
 
 
 def is_convolution(module: nn.Module) -> bool:

@@ -145,6 +145,11 @@ def _sorted_by_module(name: str, tensors: Mapping[str, torch.Tensor]) -> _Sorted
         if keys.is_text_encoder(key):
             found.text_encoder += 1
             continue
+        if keys.is_of_control_lora(key):
+            raise AdapterError(
+                f"{name}: this is a control LoRA ({key}), which replaces norms or widens a layer, so it cannot switch "
+                "phases; load it with Load LoRA before Load Glance LoRA"
+            )
         method = keys.other_method(key)
         if method:
             raise AdapterError(

@@ -16,7 +16,7 @@ from ...glance_core.lora.keys import spellings, without_compiler
 from ...glance_core.lora.other_names import host_part, swapped_halves
 from ...glance_core.lora.reader import Adapter
 from ...glance_core.lora.slots import is_linear
-from ...glance_core.low_rank import LowRank, check_update, is_convolution
+from ...glance_core.low_rank import LowRank, check_update, features, is_convolution
 from ...glance_core.models import KNOWN_BY_NAMES
 from ...glance_core.switch import find_module
 from .base_model import base_of, compute_dtype, describe
@@ -80,6 +80,7 @@ def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, An
         else:
             update = _bias_update(name, part, strength, layer, target)
         check_update(layer, name, update)
+        _check_width(name, patcher.patches.get(target.weight), layer, update)
         updates.setdefault(path, []).append(replace(update, down=update.down.to(dtype), up=update.up.to(dtype)))
     modules = adapter.factors.keys() | adapter.biases.keys()
     matched = len(modules) - len(unmatched)
@@ -98,6 +99,16 @@ def match(adapter: Adapter, patcher: Any, strength: float, keys: Mapping[str, An
     if strength == 0:
         updates = {}
     return Matched({path: tuple(found) for path, found in updates.items()}, matched, tuple(unmatched))
+
+
+def _check_width(name: str, patches: Any, layer: torch.nn.Module, update: LowRank) -> None:
+    """Raise AdapterError if another LoRA on the MODEL changes the width of the layer, as control LoRAs do."""
+    shape = comfy.lora.calculate_shape(patches, layer.weight, name) if patches else ()
+    if len(shape) > 1 and shape[1] != update.down.shape[1]:
+        raise AdapterError(
+            f"{name} takes {update.down.shape[1]} features, but another LoRA on the model widens this layer to "
+            f"{shape[1]}; leave that LoRA out, or this layer of the pair"
+        )
 
 
 def check_base(adapter: Adapter, patcher: Any) -> None:
@@ -137,7 +148,8 @@ def _find_by_other_name(keys: Mapping[str, Any], patcher: Any, module: str) -> _
     if part.count == 1:
         return _Target(weight, None, swapped_halves if part.swapped else None)
     layer = find_module(patcher.model, weight.removesuffix(".weight"))
-    return _Target(weight, (0, *part.rows(int(layer.in_features), int(layer.out_features))))
+    inside, outside = features(layer)
+    return None if inside is None or outside is None else _Target(weight, (0, *part.rows(inside, outside)))
 
 
 def _shaped(factor: Factor, layer: torch.nn.Module) -> Factor:
