@@ -205,7 +205,7 @@ _ROWS = (
             "HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V", "HunyuanVideo15",
             "HunyuanVideo15_SR_Distilled",
         ),
-        module_patterns=(_DOUBLE_STREAM,), kohya="hunyuan_video",
+        module_patterns=_FLUX_NAMES, kohya="hunyuan_video",
     ),
     BaseModel(
         "sd3", classes=("SD3",), module_patterns=(r"^joint_blocks\b", _CONTEXT_FF, _ADDED_PROJ), diffusers_names=True,

@@ -15,6 +15,7 @@ import torch
 
 from ..errors import AdapterError
 from ..models import MODELS, FusedLayout, base_model, titles
+from . import other_names
 from .factors import Factor, scaled_exactly
 from .keys import has_diffusers_names
 
@@ -66,14 +67,53 @@ def diffusers_factors(name: str, factors: Mapping[str, Factor], base: str | None
         AdapterError: if diffusers' names for the modules are not known.
     """
     renamed: dict[str, Factor] = {}
-    layout = None if has_diffusers_names(factors) else _layout_of(name, factors, base)
+    listed = _listed_base(name, factors, base)
+    layout = None if listed or has_diffusers_names(factors) else _layout_of(name, factors, base)
     for module, factor in factors.items():
-        pieces = _fused_parts(layout, module, factor) if layout else _unchanged(module, factor)
+        if listed:
+            pieces = _listed_parts(listed, module, factor)
+        else:
+            pieces = _fused_parts(layout, module, factor) if layout else _unchanged(module, factor)
         if not pieces:
             shapes = f"{tuple(factor.down.shape)} and {tuple(factor.up.shape)}"
             raise AdapterError(f"{name}: diffusers has no name for {module} with factors {shapes}; leave it out")
         renamed |= {part: _folded(piece) for part, piece in pieces.items()}
     return renamed
+
+
+def _listed_base(name: str, factors: Mapping[str, Factor], base: str | None) -> str | None:
+    """Return the base whose names other_names.py has; None if it has none, or a layout of blocks is known instead."""
+    if base is not None:
+        return base if base in other_names.bases() else None
+    if any(_in_blocks(row.fused, module) for row in MODELS.values() if row.fused for module in factors):
+        return None
+    found = {
+        each: tuple(tuple(other_names.diffusers_parts(each, module)) for module in factors)
+        for each in other_names.bases()
+    }
+    found = {each: parts for each, parts in found.items() if all(parts)}
+    if len(set(found.values())) > 1:
+        raise AdapterError(
+            f"{name}: its names are those of {' and '.join(found)}, which diffusers names differently; convert a file "
+            "that states its base model"
+        )
+    return next(iter(found), None)
+
+
+def _listed_parts(base: str, module: str, factor: Factor) -> dict[str, Factor]:
+    """Return the parts of a module of ComfyUI's, or the one part that it is already, by diffusers' names."""
+    parts, known = other_names.diffusers_parts(base, module), other_names.host_part(base, module)
+    if known and not parts:
+        parts = other_names.diffusers_parts(base, known.name)
+        names = [part.name for part in parts if (part.index, part.count) == (known.index, known.count)]
+        return {names[0]: factor} if names else {}
+    outside = factor.up.shape[0]
+    rows = {part.name: part.rows(factor.down.shape[1], outside) for part in parts}
+    lengths = [length for _, length in rows.values()]
+    if min(lengths, default=0) < 1 or sum(lengths) != outside:
+        return {}
+    moved = {part.name: other_names.swapped_halves(factor.up) if part.swapped else factor.up for part in parts}
+    return {part: replace(factor, up=moved[part][start : start + length]) for part, (start, length) in rows.items()}
 
 
 def _layout_of(name: str, factors: Mapping[str, Factor], base: str | None) -> FusedLayout:
@@ -86,7 +126,7 @@ def _layout_of(name: str, factors: Mapping[str, Factor], base: str | None) -> Fu
         known = titles(lambda row: bool(row.fused) or row.same_names)
         raise AdapterError(
             f"{name}: diffusers' names for its modules ({next(iter(factors))}, ...; {base or 'base model not stated'}) "
-            f"are not known; the layout diffusers works for {known}"
+            f"are not known; the layout diffusers works for {known}, and for {', '.join(other_names.bases())}"
         )
     return layout
 

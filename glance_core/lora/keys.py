@@ -50,7 +50,6 @@ _OTHER_METHODS = {
     ".a1.weight": "GLoRA",
     ".lora_mid.weight": "LoCon with a middle (Tucker) factor",
     ".lora_embedding_": "embedding LoRA",
-    ".reshape_weight": "LoRA that resizes the base",
     ".lora_E": "AdaLoRA",
     ".set_weight": "full weights",
     ".w_norm": "changes of normalisation layers",
@@ -58,6 +57,9 @@ _OTHER_METHODS = {
     ".diff_m": "changes of modulation vectors",
     ".diff": "full weight changes",
 }
+# Beside factors, only control LoRAs have these: norms of their own, under their publisher's name or ComfyUI's, and a
+# wider input layer.
+_OF_CONTROL_LORAS = ("_norm.scale", "_norm.set_weight", ".reshape_weight")
 # Marks that are a whole ending, because longer names begin with them.
 _ENDINGS = (".diff",)
 
@@ -115,6 +117,11 @@ def other_method(key: str) -> str | None:
 
 def _is_marked(key: str, mark: str) -> bool:
     return key.endswith(mark) if mark in _ENDINGS else mark in key
+
+
+def is_of_control_lora(key: str) -> bool:
+    """Return whether a LoRA file with this key is a control LoRA, which changes more than low-rank factors can."""
+    return key.endswith(_OF_CONTROL_LORAS)
 
 
 def is_full_change(key: str) -> bool:

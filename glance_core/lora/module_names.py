@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from . import other_names
+
 _FILE = Path(__file__).with_name("module_names.txt")
 _NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")
 
@@ -50,4 +52,5 @@ def is_diffusers(module: str) -> bool:
 def _names() -> _Names:
     rows = [line.split(" ", 1) for line in _FILE.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
     host, diffusers = (frozenset(name for marks, name in rows if owner in marks) for owner in "hd")
-    return _Names(host, diffusers, {name.replace(".", "_"): name for _, name in rows})
+    every = [*map(template, sorted(other_names.templates())), *(name for _, name in rows)]  # the last one counts
+    return _Names(host, diffusers, {name.replace(".", "_"): name for name in every})

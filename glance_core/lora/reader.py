@@ -145,6 +145,11 @@ def _sorted_by_module(name: str, tensors: Mapping[str, torch.Tensor]) -> _Sorted
         if keys.is_text_encoder(key):
             found.text_encoder += 1
             continue
+        if keys.is_of_control_lora(key):
+            raise AdapterError(
+                f"{name}: this is a control LoRA ({key}), which replaces norms or widens a layer, so it cannot switch "
+                "phases; load it with Load LoRA before Load Glance LoRA"
+            )
         method = keys.other_method(key)
         if method:
             raise AdapterError(
@@ -175,7 +180,10 @@ def _sorted_by_module(name: str, tensors: Mapping[str, torch.Tensor]) -> _Sorted
 
 
 def _check_skipped(name: str, found: _Sorted) -> None:
-    """Raise AdapterError for a tensor that belongs to a module with factors, since it would change what they mean."""
+    """Raise AdapterError for a tensor whose loss would change what the rest means.
+
+    That is one of a module with factors, or a whole layer that was trained beside them.
+    """
     sources = {found.sources[module] for module in found.modules}
     for key in found.skipped:
         ends = [dot.start() for dot in re.finditer(r"\.", key)]
@@ -183,6 +191,11 @@ def _check_skipped(name: str, found: _Sorted) -> None:
             raise AdapterError(
                 f"{name}: {key} changes a LoRA module in an unknown way, so the file cannot be applied whole; convert "
                 "it to plain LoRA first"
+            )
+        if key.endswith((".weight", ".bias")) and "lora" not in key:
+            raise AdapterError(
+                f"{name}: {key} is of a whole layer that was trained beside the LoRA, and a whole layer cannot switch "
+                "phases; get or train a LoRA without it"
             )
 
 

@@ -15,6 +15,7 @@ from ..models import possible_bases
 from . import diffusers as diffusers_layout
 from . import keys
 from .factors import Bias, Factor, scaled_exactly
+from .host_layout import host_names
 from .metadata import PairMetadata, written_metadata
 from .reader import Adapter
 from .safetensors_io import write_new
@@ -74,17 +75,18 @@ def convert(source: Adapter, path: str | os.PathLike[str], phase: str | None = N
         phase: states what the file does not.
         layout: COMFYUI or DIFFUSERS.
     """
-    pair = replace(source.pair, phase=phase or source.pair.phase)
+    pair, base = replace(source.pair, phase=phase or source.pair.phase), _only(source.bases)
     if layout == DIFFUSERS:
         if source.biases:
             raise AdapterError(
                 f"{source.name}: {next(iter(source.biases))} has a bias, which diffusers does not load; convert it to "
                 f"the layout {COMFYUI}"
             )
-        factors = diffusers_layout.diffusers_factors(source.name, source.factors, _only(source.bases))
-        written = _Layout(diffusers_layout.PREFIX, factors, metadata=diffusers_layout.rank_metadata(factors))
+        renamed = diffusers_layout.diffusers_factors(source.name, source.factors, base)
+        written = _Layout(diffusers_layout.PREFIX, renamed, metadata=diffusers_layout.rank_metadata(renamed))
         return _write(Path(path), written, pair, source.metadata)
-    return write_adapter(path, source.factors, pair, source.metadata, source.biases)
+    factors, biases = host_names(source.name, source.factors, source.biases, base)
+    return write_adapter(path, factors, pair, source.metadata, biases)
 
 
 def _only(bases: frozenset[str]) -> str | None:

@@ -89,7 +89,18 @@ def first_mask(latent: Mapping[str, Any]) -> torch.Tensor | None:
         return None
     if mask.is_nested:
         raise GlanceError("a mask of several parts (video with sound) cannot be used here; remove the mask")
-    return mask[:1] if mask.ndim > 2 else mask  # type: ignore[no-any-return]
+    first = mask[:1] if mask.ndim > 2 else mask
+    check_mask_lets_something_change(first)
+    return first  # type: ignore[no-any-return]
+
+
+def check_mask_lets_something_change(mask: torch.Tensor) -> None:
+    """Raise GlanceError if a noise_mask is 0 everywhere."""
+    if not mask.any():
+        raise GlanceError(
+            "the mask of the latent is 0 everywhere, so nothing of it would be sampled; paint what may change, or "
+            "remove the mask"
+        )
 
 
 def latent_shape(patcher: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import torch
 from ...glance_core.errors import AdapterError
 from ...glance_core.lora.factors import Bias, Factor
 from ...glance_core.lora.keys import spellings, without_compiler
+from ...glance_core.lora.other_names import host_part, swapped_halves
 from ...glance_core.lora.reader import Adapter
 from ...glance_core.lora.slots import is_linear
 from ...glance_core.low_rank import LowRank, check_update, features, is_convolution
@@ -68,7 +69,7 @@ def match(adapter: Adapter, patcher: Any, keys: Mapping[str, Any]) -> Matched:
     updates: dict[str, list[LowRank]] = {}
     unmatched: dict[str, None] = {}
     for module, part in [*adapter.factors.items(), *adapter.biases.items()]:
-        target = _find(keys, part.source, module)
+        target = _find(keys, part.source, module) or _find_by_other_name(keys, patcher, module)
         if target is None:
             unmatched[module] = None
             continue
@@ -80,6 +81,7 @@ def match(adapter: Adapter, patcher: Any, keys: Mapping[str, Any]) -> Matched:
         else:
             update = _bias_update(name, part, layer, target)
         check_update(layer, name, update)
+        _check_width(name, patcher.patches.get(target.weight), layer, update)
         updates.setdefault(path, []).append(replace(update, down=update.down.to(dtype), up=update.up.to(dtype)))
     modules = adapter.factors.keys() | adapter.biases.keys()
     matched = len(modules) - len(unmatched)
@@ -96,6 +98,16 @@ def match(adapter: Adapter, patcher: Any, keys: Mapping[str, Any]) -> Matched:
             f"the first not found is {next(iter(unmatched))}) are in this {describe(patcher)}; {way_out}"
         )
     return Matched({path: tuple(found) for path, found in updates.items()}, matched, tuple(unmatched))
+
+
+def _check_width(name: str, patches: Any, layer: torch.nn.Module, update: LowRank) -> None:
+    """Raise AdapterError if another LoRA on the MODEL changes the width of the layer, as control LoRAs do."""
+    shape = comfy.lora.calculate_shape(patches, layer.weight, name) if patches else ()
+    if len(shape) > 1 and shape[1] != update.down.shape[1]:
+        raise AdapterError(
+            f"{name} takes {update.down.shape[1]} features, but another LoRA on the model widens this layer to "
+            f"{shape[1]}; leave that LoRA out, or this layer of the pair"
+        )
 
 
 def check_base(adapter: Adapter, patcher: Any) -> None:
@@ -124,6 +136,19 @@ def _find(keys: Mapping[str, Any], source: str, module: str) -> _Target | None:
     else:
         target = _Target(found[0], found[1], found[2] if len(found) > 2 else None)
     return target if target.weight.endswith(".weight") else None
+
+
+def _find_by_other_name(keys: Mapping[str, Any], patcher: Any, module: str) -> _Target | None:
+    """Return the weight of a module that ComfyUI's map does not have, by a name that others give it."""
+    part = host_part(base_of(patcher).name, module)
+    weight = keys.get(f"diffusion_model.{part.name}") if part else None
+    if part is None or not isinstance(weight, str) or not weight.endswith(".weight"):
+        return None
+    if part.count == 1:
+        return _Target(weight, None, swapped_halves if part.swapped else None)
+    layer = find_module(patcher.model, weight.removesuffix(".weight"))
+    sizes = features(layer)
+    return None if sizes is None else _Target(weight, (0, *part.rows(*sizes)))
 
 
 def _shaped(factor: Factor, layer: torch.nn.Module) -> Factor:

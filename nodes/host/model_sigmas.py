@@ -17,6 +17,9 @@ from ...glance_core.schedule.split import Split, parse_steps, split_steps
 from .base_model import base_of, check_flow, is_flow
 
 AUTO = "auto"
+SETTINGS = "settings"  # the input of that name
+_PAIRS_LIST = "the noise levels in the pair's files"
+_OTHER_SETTINGS = "calibrate this model again, or leave settings unwired"
 SCHEDULES = [AUTO, *RULES, HOST]
 
 _SAME = 1e-5  # two lists of one rule: schedulers compute in float32
@@ -54,26 +57,34 @@ def model_sigmas(
     rule: str,
     pair: PairMetadata,
     wired: torch.Tensor | Sequence[float] | None = None,
+    source: str = "sigmas",
 ) -> ModelSigmas:
     """Return the teacher's sigmas for this model at this latent size.
 
     Args:
         rule: `auto` takes what the pair was trained on, else the model's own.
         wired: the teacher's whole list, from a scheduler node. It replaces the rule.
+        source: the input that rule or list come from, for errors: sigmas or settings.
 
     Raises:
         ScheduleError: for a rule or a list that the pair was not trained on.
     """
     if wired is not None:
-        return _wired_sigmas(patcher, latent_shape, pair, wired)
+        return _wired_sigmas(patcher, latent_shape, pair, wired, source)
     if rule == AUTO:
         rule = pair.sigma_rule or rule_of(patcher)
     elif pair.sigma_rule not in (None, rule):
+        if source == SETTINGS:
+            raise ScheduleError(
+                f"settings are for {rule} sigmas, but the pair was trained on {pair.sigma_rule}; {_OTHER_SETTINGS}"
+            )
         raise ScheduleError(f"schedule is {rule}, but the pair was trained on {pair.sigma_rule}; choose auto")
     if rule not in (HOST, LISTED):
         check_flow(patcher, f"the {rule} sigmas")
     steps = pair.teacher_steps or TEACHER_STEPS
     own: Sequence[float] | None = pair.teacher_sigmas
+    if rule == LISTED and own:
+        _check_whole_run(patcher, own, _PAIRS_LIST)
     if rule == HOST:
         sampling = patcher.get_model_object("model_sampling")
         own = comfy.samplers.calculate_sigmas(sampling, "simple", steps).tolist()
@@ -82,23 +93,25 @@ def model_sigmas(
 
 
 def _wired_sigmas(
-    patcher: Any, shape: tuple[int, ...], pair: PairMetadata, wired: torch.Tensor | Sequence[float]
+    patcher: Any, shape: tuple[int, ...], pair: PairMetadata, wired: torch.Tensor | Sequence[float], source: str
 ) -> ModelSigmas:
     """Return a list of sigmas, under the name of the model's own rule if that gives the same list."""
     values = check_falling(wired.tolist() if isinstance(wired, torch.Tensor) else wired)
-    _check_whole_run(patcher, values)
+    _check_whole_run(patcher, values, source)
     steps = len(values) - 1
     if pair.sigma_rule is not None:
         trained = model_sigmas(patcher, shape, AUTO, pair)
         if trained.steps != steps:
+            way_out = _OTHER_SETTINGS if source == SETTINGS else "wire as many, or none"
             raise ScheduleError(
-                f"sigmas has {steps} steps, but the pair was trained on {trained.steps}; wire as many, or none"
+                f"{source} have {steps} teacher steps, but the pair was trained on {trained.steps}; {way_out}"
             )
         depends_on_wiring = pair.sigma_rule in (HOST, LISTED)
         if not depends_on_wiring and _difference(values, trained.values) > _SAME_TRAINING:
+            way_out = _OTHER_SETTINGS if source == SETTINGS else "leave sigmas unwired"
             raise ScheduleError(
-                f"sigmas differs by {_difference(values, trained.values):.3f} from the {trained.rule} sigmas that the "
-                "pair was trained on; leave sigmas unwired"
+                f"the noise levels of {source} differ by {_difference(values, trained.values):.3f} from the "
+                f"{trained.rule} sigmas that the pair was trained on; {way_out}"
             )
         return trained if _difference(values, trained.values) <= _SAME else ModelSigmas(LISTED, values)
     rule = rule_of(patcher)
@@ -109,12 +122,14 @@ def _wired_sigmas(
     return ModelSigmas(LISTED, values)
 
 
-def _check_whole_run(patcher: Any, values: Sequence[float]) -> None:
+def _check_whole_run(patcher: Any, values: Sequence[float], source: str) -> None:
     highest = float(patcher.get_model_object("model_sampling").sigma_max)
     if values[0] < highest * _LOWEST_START[is_flow(patcher)]:
+        way_out = {SETTINGS: _OTHER_SETTINGS, _PAIRS_LIST: "load the pair on the model that it was trained for"}.get(
+            source, "wire those of a whole run, with denoise 1"
+        )
         raise ScheduleError(
-            f"sigmas begin at {values[0]:.3g}, but the model's highest noise level is {highest:.3g}; wire those of a "
-            "whole run, with denoise 1"
+            f"{source} begin at {values[0]:.3g}, but the model's highest noise level is {highest:.3g}; {way_out}"
         )
 
 

@@ -17,7 +17,7 @@ from ...glance_core.schedule.sigmas import HOST, LISTED
 from ...glance_core.schedule.split import Split
 from .base_model import base_of, latent_shape, picture_size
 from .log import log
-from .model_sigmas import AUTO, ModelSigmas, differs_from_training, model_sigmas, split_for
+from .model_sigmas import AUTO, SETTINGS, ModelSigmas, differs_from_training, model_sigmas, split_for
 from .patcher import metadata_of
 from .solver_sampler import solver_sampler
 
@@ -59,8 +59,8 @@ def phase_run(model: Any, latent: Mapping[str, Any], choice: StepChoice, sampler
     """
     metadata, shape = metadata_of(model), latent_shape(model, latent)
     found = choice.settings
-    rule, wired = chosen_sigmas(found, choice.schedule, choice.sigmas)
-    teacher = model_sigmas(model, shape, rule, metadata, wired)
+    rule, wired, source = chosen_sigmas(found, choice.schedule, choice.sigmas)
+    teacher = model_sigmas(model, shape, rule, metadata, wired, source)
     if found is not None:
         split = found.split
     else:
@@ -78,13 +78,13 @@ def phase_run(model: Any, latent: Mapping[str, Any], choice: StepChoice, sampler
 
 def chosen_sigmas(
     settings: Settings | None, schedule: str, sigmas: torch.Tensor | None
-) -> tuple[str, torch.Tensor | Sequence[float] | None]:
-    """Return the sigma rule, and the list in its place, of the settings or else of the other inputs."""
+) -> tuple[str, torch.Tensor | Sequence[float] | None, str]:
+    """Return the sigma rule, the list in its place, and the input that they come from: settings, or else the others."""
     if settings is None:
-        return schedule, sigmas
+        return schedule, sigmas, "sigmas"
     if sigmas is not None:
         raise ScheduleError("settings bring their own noise levels; wire settings or sigmas, not both")
-    return settings.rule, settings.sigmas
+    return settings.rule, settings.sigmas, SETTINGS
 
 
 def _warn_of_levels(

@@ -128,8 +128,8 @@ def _distill_plan(
     choices: TrainingChoices, options: TrainingOptions, objective: Objective, shape: tuple[int, ...], prompts: int
 ) -> DistillPlan:
     found, untrained = choices.settings, PairMetadata()
-    rule, wired = chosen_sigmas(found, options.schedule, choices.sigmas)
-    sigmas = model_sigmas(choices.model, shape, rule, untrained, wired)
+    rule, wired, source = chosen_sigmas(found, options.schedule, choices.sigmas)
+    sigmas = model_sigmas(choices.model, shape, rule, untrained, wired, source)
     typed, counts = options.teacher_steps or "", (choices.slow_steps, choices.fast_steps)
     split = found.split if found else split_for(untrained, *counts, typed, sigmas.steps)
     student_cfg = 1.0 if choices.fold_guidance else choices.cfg

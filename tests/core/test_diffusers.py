@@ -210,9 +210,16 @@ def test_scale_goes_into_factors_in_a_dtype_that_holds_it(dtype, scale, stored, 
 PROJ, QKV, TO_Q = "double_blocks.0.img_attn.proj", "double_blocks.0.img_attn.qkv", "transformer_blocks.0.attn.to_q"
 REJECTED = {
     "another base model": (
-        {"blocks.0.self_attn.q": (8, 8)}, None, r"works for Qwen-Image, FLUX\.1-dev and the embedded model$",
+        {"new_blocks.0.self_attn.q": (8, 8)}, None,
+        r"works for Qwen-Image, FLUX\.1-dev and the embedded model, and for auraflow, .*, z-image$",
     ),
-    "names that FLUX has too": ({QKV: (8, 24)}, "hunyuan-video", "hunyuan-video"),
+    "a base model without a list of names": ({QKV: (8, 24)}, "chroma", "chroma"),
+    "a qkv of a listed base that is not three parts": ({QKV: (8, 20)}, "hunyuan-video", r"no name for double_blocks"),
+    "a fused layer that is too small": ({"single_blocks.0.linear1": (8, 24)}, "hunyuan-video", "no name for single_bl"),
+    "names of two listed bases": (
+        {"layers.0.attention.qkv": (8, 24)}, None,
+        "its names are those of lumina2 and z-image, which diffusers names differently; convert a file that states its",
+    ),
     "a qkv that is not three parts": ({QKV: (8, 20)}, None, r"diffusers has no name for double_blocks"),
     "an unknown layer": ({PROJ: (8, 8), "double_blocks.0.other": (8, 8)}, None, r"double_blocks\.0\.other"),
     "two layouts": ({TO_Q: (8, 8), PROJ: (8, 8)}, None, "double_blocks"),

@@ -222,7 +222,8 @@ TENSORS = {
         "whole qwen-image model; put it into models/diffusion_models",
     ),
     "diffusers' SD 3": (
-        keys("transformer_blocks.0.attn.add_q_proj.weight"), "whole chroma/flux/flux2/qwen-image/sd3 model",
+        keys("transformer_blocks.0.attn.add_q_proj.weight"),
+        "whole chroma/flux/flux2/hunyuan-video/qwen-image/sd3 model",
     ),
     "an unknown denoiser": (
         keys(f"{DENOISER}.some.thing.weight"), "whole diffusion model; put it into models/diffusion_models",

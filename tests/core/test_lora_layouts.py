@@ -197,3 +197,27 @@ def test_a_file_with_bias_acts_as_pefts_own_layer(tmp_path):
     switch.install(root, torch.device("cpu"))
     switch.select(0)
     torch.testing.assert_close(root.layer(x), trained(x))
+
+
+@pytest.mark.parametrize("key, tensor", [
+    ("single_blocks.0.norm.key_norm.scale", torch.ones(8)),  # as published
+    ("diffusion_model.single_blocks.0.norm.key_norm.set_weight", torch.ones(8)),  # as ComfyUI renames it
+    ("diffusion_model.img_in.reshape_weight", torch.tensor([8, 16])),
+])  # fmt: skip
+def test_a_control_lora_is_rejected_with_what_loads_it(key, tensor, tmp_path):
+    path = save(tmp_path / "a.safetensors", good_tensors() | {key: tensor})
+    with pytest.raises(AdapterError) as rejected:
+        read_adapter(path)
+    assert str(rejected.value) == (
+        f"a.safetensors: this is a control LoRA ({key}), which replaces norms or widens a layer, so it cannot switch "
+        "phases; load it with Load LoRA before Load Glance LoRA"
+    )
+
+
+def test_layers_that_peft_saves_whole_beside_the_lora_are_rejected(tmp_path):
+    """PEFT's own file with modules_to_save; its LoRA alone would be another function."""
+    settings = peft.LoraConfig(target_modules=["to_q"], modules_to_save=["to_k"])
+    model = peft.get_peft_model(nn.ModuleDict({"to_q": nn.Linear(4, 4), "to_k": nn.Linear(4, 4)}), settings)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match=r"to_k\.bias is of a whole layer that was trained beside the LoRA, and a"):
+        read_adapter(tmp_path / "adapter_model.safetensors")

@@ -127,8 +127,8 @@ MODULES = {
     "down_blocks.0.attentions.0.proj_in": UNETS,
     "mid_block.attentions.0.proj_in": UNETS,
     "up_blocks.1.attentions.0.proj_in": UNETS,
-    "transformer_blocks.0.ff_context.net.2": {*FLUX_LIKE, "sd3"},
-    "transformer_blocks.0.attn.add_q_proj": {*FLUX_LIKE, "sd3", "qwen-image"},
+    "transformer_blocks.0.ff_context.net.2": {*FLUX_LIKE, "hunyuan-video", "sd3"},
+    "transformer_blocks.0.attn.add_q_proj": {*FLUX_LIKE, "hunyuan-video", "sd3", "qwen-image"},
     "transformer_blocks.0.attn.to_q": set(),
     "blocks.0.norm1": set(),
     "layers.0.norm": set(),
@@ -149,7 +149,7 @@ def test_the_most_telling_module_name_decides():
         "transformer_blocks.0.ff_context.net.2",
         "transformer_blocks.0.img_mod.1",
     )
-    assert possible_bases([added, context]) == {*FLUX_LIKE, "sd3"}
+    assert possible_bases([added, context]) == {*FLUX_LIKE, "hunyuan-video", "sd3"}
     assert possible_bases([added, mod]) == possible_bases([mod, added]) == {"qwen-image"}
     assert possible_bases([]) == frozenset()
 

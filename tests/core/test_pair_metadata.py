@@ -39,7 +39,7 @@ def peft(**config):
 
 @pytest.mark.parametrize("version, rule_key", [("1", "glance.ladder"), ("2", "glance.sigma_rule")])
 def test_description_has_everything_that_was_found(version, rule_key, tmp_path):
-    tensors = {**low_rank(ONE, alpha=8.0, dtype=torch.float16), **low_rank(TWO, rank=2), "stray.weight": torch.ones(2)}
+    tensors = {**low_rank(ONE, alpha=8.0, dtype=torch.float16), **low_rank(TWO, rank=2), "stray.note": torch.ones(2)}
     stated = {
         "glance.format": version,
         "glance.phase": "slow",
@@ -63,26 +63,26 @@ def test_description_has_everything_that_was_found(version, rule_key, tmp_path):
         "sigma_rule": "flux",
         "teacher_steps": 50,
         "steps": "1,3|11,50",
-        "skipped": ["stray.weight"],
-        "assumed": [f"{NO_ALPHA} (1 modules)", "1 tensors left out that are not part of a LoRA: stray.weight"],
+        "skipped": ["stray.note"],
+        "assumed": [f"{NO_ALPHA} (1 modules)", "1 tensors left out that are not part of a LoRA: stray.note"],
         "remarks": [],
     }
     assert read(tmp_path, low_rank()).describe()["alpha"] is None
 
 
 def test_left_out_tensors_are_counted_and_named_and_the_rest_is_read(tmp_path):
-    strays = {f"a{i}.weight": torch.ones(1) for i in range(4)}
+    strays = {f"a{i}.note": torch.ones(1) for i in range(4)}
     encoder = {f"text_encoder.layers.{i}.q.lora_A.weight": torch.ones(2, 2) for i in range(3)}
     alone = {"zz.alpha": torch.tensor(1.0)}
     found = read(tmp_path, {**low_rank("something.else", alpha=4.0), **encoder, **strays, **alone})
     assert found.skipped == (*strays, "zz.alpha")
     assert found.assumed == (
         "3 text-encoder tensors left out: a Glance pair changes only the diffusion model",
-        "5 tensors left out that are not part of a LoRA: a0.weight, a1.weight, a2.weight, ...",
+        "5 tensors left out that are not part of a LoRA: a0.note, a1.note, a2.note, ...",
         *ASSUMED,
     )
     three = read(tmp_path, {**low_rank("something.else", alpha=4.0), **dict(list(strays.items())[:3])})
-    assert three.assumed[0] == "3 tensors left out that are not part of a LoRA: a0.weight, a1.weight, a2.weight"
+    assert three.assumed[0] == "3 tensors left out that are not part of a LoRA: a0.note, a1.note, a2.note"
 
 
 def test_module_keeps_the_name_that_the_file_gives_it(tmp_path):

@@ -1,6 +1,9 @@
 """Layouts of published files beside plain low-rank ones act as ComfyUI's own merge does, or are refused."""
 
+from unittest import mock
+
 import adapters
+import comfy.lora_convert
 import pack
 import pytest
 import tiny_models
@@ -132,3 +135,48 @@ def test_a_convolution_with_circular_padding_acts_as_merged(how, loras):
     merged = [pack.merged(model, load_file(loras / file)) for file in (slow, fast)]
     sigmas = pack.scheduler(model, "sd1", schedule="model")
     assert pack.relative(ours, pack.chained(*merged, "sd1", sigmas, 5)) < 1e-5
+
+
+def control_lora(seed=1):
+    """A control LoRA as Black Forest Labs publish them: wider img_in, biases, and norms of its own."""
+    tensors = {}
+    for layer, outside, inside in (("img_in", 128, 128), ("double_blocks.0.img_attn.qkv", 384, 128)):
+        tensors |= plain(layer, outside, inside, "lora_A.weight", "lora_B.weight")
+        tensors[f"{layer}.lora_B.bias"] = random((outside,), seed + 2)
+    tensors["single_blocks.0.norm.key_norm.scale"] = 1 + random((128,), seed + 3)
+    return tensors
+
+
+def test_a_control_lora_is_refused_with_the_node_that_loads_it(loras):
+    save_file(control_lora(), loras / "depth.safetensors")
+    with pytest.raises(ValueError, match=r"^depth\.safetensors: ") as refused:
+        pack.load_pair(tiny_models.build("flux"), "depth.safetensors", "depth.safetensors")
+    assert str(refused.value) == (
+        "depth.safetensors: this is a control LoRA (diffusion_model.single_blocks.0.norm.key_norm.set_weight), which "
+        "replaces norms or widens a layer, so it cannot switch phases; load it with Load LoRA before Load Glance LoRA"
+    )
+
+
+def test_a_pair_acts_as_merged_on_a_model_with_a_control_lora(loras):
+    """As the refusal advises; the picture that it looks at is wider than the model's own input."""
+    model = tiny_models.build("flux")
+    slow, fast = adapters.save_pair(model, loras)
+    controlled = pack.merged(model, comfy.lora_convert.convert_lora(control_lora()))
+    prompts = {"positive": tiny_models.conditioning("flux", 1), "negative": tiny_models.conditioning("flux", 2)}
+    for prompt in prompts.values():
+        prompt[0][1]["concat_latent_image"] = random((1, 16, 8, 8), 9)
+    ours = pack.phase_split(pack.load_pair(controlled, slow, fast)[0], "flux", **prompts)
+    merged = [pack.merged(controlled, load_file(loras / file)) for file in (slow, fast)]
+    with mock.patch.object(tiny_models, "conditioning", lambda name, seed=1: list(prompts.values())[seed - 1]):
+        theirs = pack.chained(*merged, "flux", pack.scheduler(model, "flux"), 5)
+    assert pack.relative(ours, theirs) < 1e-5
+    assert pack.relative(ours, pack.phase_split(controlled, "flux", **prompts)) > UNUSUAL
+
+
+def test_a_pair_on_the_layer_that_a_control_lora_widens_is_refused(loras):
+    model = tiny_models.build("flux")
+    _, files = pair_of(plain("diffusion_model.img_in", 128, 64), loras)
+    controlled = pack.merged(model, comfy.lora_convert.convert_lora(control_lora()))
+    assert " 0 unmatched" in pack.load_pair(model, *files)[1]
+    with pytest.raises(ValueError, match=r"img_in takes 64 features, but another LoRA .* widens this layer to 128"):
+        pack.load_pair(controlled, *files)

@@ -1,5 +1,7 @@
 """`auto` equals the scheduler nodes of ComfyUI, and a wired list is the teacher's in every node that has one."""
 
+from types import SimpleNamespace
+
 import adapters
 import comfyui
 import folder_paths
@@ -137,7 +139,9 @@ def test_a_pair_brings_its_list(wan, loras, caplog):
     assert "noise levels are a list made at 64x64, and this run is 64x128" in caplog.text
     other = basic(wan, "simple", 20)
     assert torch.equal(pack.scheduler(with_pair, "wan", 2, 3, sigmas=other), other[[0, 2, 4, 9, 19, 20]])
-    with pytest.raises(ValueError, match="sigmas has 30 steps, but the pair was trained on 20; wire as many, or none"):
+    with pytest.raises(
+        ValueError, match=r"^sigmas have 30 teacher steps, but the pair was trained on 20; wire as many"
+    ):
         pack.scheduler(with_pair, "wan", 2, 3, sigmas=basic(wan, "beta", 30))
 
 
@@ -145,7 +149,9 @@ def test_a_list_that_differs_from_the_pairs_rule_is_rejected(loras):
     flux = tiny_models.build("flux")
     facts = stated(sigma_rule="flux", teacher_steps=50, steps="1,3|11,21,50")
     with_pair, _ = pack.load_pair(flux, *adapters.save_pair(flux, loras, metadata=facts))
-    with pytest.raises(ValueError, match=r"differs by 0\.\d+ from the flux sigmas that the pair was trained on"):
+    with pytest.raises(
+        ValueError, match=r"^the noise levels of sigmas differ by 0\.\d+ from the flux sigmas .*; leave"
+    ):
         pack.scheduler(with_pair, "flux", 2, 3, sigmas=basic(flux, "beta"))
 
 
@@ -182,6 +188,42 @@ def test_sigmas_of_another_length_or_of_fast_alone_do_not_warn(wan, loras, caplo
         }
         pack.scheduler(pack.load_pair(wan, *adapters.save_pair(wan, loras, metadata=facts))[0], "wan", 2, 3)
     assert "other noise levels" not in caplog.text
+
+
+RULED = {"sigma_rule": "shift", "shift": 3.0, "teacher_steps": 50, "steps": "1,3|11,21,50"}
+LEVELS = tuple((torch.linspace(1, 0, 51) ** 2).tolist())
+OTHER = "; calibrate this model again, or leave settings unwired"
+SETTINGS = {
+    "a list that the pair was not trained on": (
+        "wan", RULED, "list", LEVELS, r"the noise levels of settings differ by 0\.\d+ from the shift sigmas",
+    ),
+    "a list of another length": (
+        "wan", RULED, "list", (*LEVELS[:30], 0.0), "settings have 30 teacher steps, but the pair was trained on 50",
+    ),
+    "a list of another kind of model": (
+        "sd1", None, "list", LEVELS, "settings begin at 1, but the model's highest noise level is 14.6",
+    ),
+    "another rule": ("wan", RULED, "model", None, "settings are for model sigmas, but the pair was trained on shift"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_settings_of_another_model_are_named_and_not_sigmas(what, loras):
+    name, facts, rule, levels, message = SETTINGS[what]
+    model = tiny_models.build(name)
+    if facts:
+        model, _ = pack.load_pair(model, *adapters.save_pair(model, loras, metadata=stated(**facts)))
+    settings = SimpleNamespace(rule=rule, sigmas=levels, split=split_steps(2, 3, 50))
+    with pytest.raises(ValueError, match=f"^{message}.*{OTHER}$"):
+        pack.scheduler(model, name, settings=settings)
+
+
+def test_a_list_in_files_of_another_kind_of_model_is_rejected(loras):
+    facts = {"sigma_rule": "list", "teacher_steps": 50, "steps": "1,3|11,21,50", "teacher_sigmas": LEVELS}
+    model = tiny_models.build("sd1")
+    with_pair, _ = pack.load_pair(model, *adapters.save_pair(model, loras, metadata=stated(**facts)))
+    with pytest.raises(ValueError, match=r"^the noise levels in the pair's files begin at 1, .*; load the pair on the"):
+        pack.scheduler(with_pair, "sd1", 2, 3)
 
 
 def teacher_inputs(model, sigmas):

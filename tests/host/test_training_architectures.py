@@ -10,10 +10,14 @@ import tiny_models
 import train_node
 from architectures import ARCHITECTURES
 from test_gradients import gradient_errors
+from test_module_names import lost
 
 NEXT_SIGMA = ["hunyuan-image21-distilled", "hunyuan-video15-meanflow"]
 NOT_DIFFERENTIABLE = ["hidream-o1"]  # it writes with `out=`
 TRAINED = [name for name in ARCHITECTURES if name not in (*NEXT_SIGMA, *NOT_DIFFERENTIABLE)]
+
+EVERY = [*tiny_models.MODELS, *TRAINED]
+FEW = ["flux", "sd1", "wan", "z-image", "krea2", "ltxav", "minimax-h3", "ace-step15"]
 
 
 # Those with something of their own: kernels without a backward, experts, tensors that are attributes, sound.
@@ -56,3 +60,14 @@ def test_layers_of_which_none_has_an_effect_are_refused(loras, output):
     unreached = re.search(r"the first is (\S+)", report)[1]
     with pytest.raises(ValueError, match=r"none of the 1 chosen layers has an effect on Omnigen2"):
         train_node.train(model, "omnigen2", targets=f"^{re.escape(unreached)}$", name="other")
+
+
+@pytest.mark.parametrize("name", EVERY if os.environ.get("GLANCE_SWEEP") else FEW)
+def test_a_trained_pair_loads_whole_in_comfyuis_own_loader(name, loras, output):
+    """`make sweep` trains on every architecture; `make test` on a few."""
+    model = tiny_models.build(name)
+    sizes = {"slow_steps": 1, "fast_steps": 1, "steps": 1, "save_every": 1, "checks": 0}
+    train_node.train(model, name, schedule="model", keep="everything", **sizes)
+    for file in ("tiny_slow.safetensors", "tiny_fast.safetensors"):
+        left, layers = lost(model, loras / file)
+        assert left == [] and layers > 0

@@ -46,7 +46,7 @@ def masked(name, seed=7):
     latent = tiny_models.empty_latent(name)
     samples = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(seed))
     mask = torch.ones(1, 1, *samples.shape[2:])
-    if samples.ndim == 5:
+    if samples.ndim == 5 and samples.shape[2] > 1:
         mask[:, :, 0] = 0
     else:
         mask[..., : samples.shape[-1] // 2] = 0
@@ -69,6 +69,7 @@ def losses_of(latent, monkeypatch, **inputs):
     with monkeypatch.context() as patch:
         patch.setattr(module, "plot_losses", lambda given: seen.append(given.history) or plot(given))
         patch.setattr(comfyui.pack_module("nodes.host.training_run"), "preflight", lambda *_: ())  # all is masked
+        patch.setattr(comfyui.pack_module("nodes.host.base_model"), "check_mask_lets_something_change", lambda _: None)
         train_node.train(tiny_models.build("flux"), "flux", latent=latent, **inputs)
     return seen[0].losses
 
@@ -90,6 +91,20 @@ def test_a_mask_belongs_to_what_a_training_run_is_known_by(loras, output):
         train_node.plan_of(model, "flux", latent=given).identity for given in (latent, {"samples": latent["samples"]})
     ]
     assert plans[0] != plans[1]
+
+
+def test_a_mask_that_lets_nothing_change_is_refused_before_the_teacher_runs(loras, output):
+    model, latent = tiny_models.build("flux"), masked("flux")
+    latent["noise_mask"] = torch.zeros_like(latent["noise_mask"])
+    message = r"^the mask of the latent is 0 everywhere, so nothing of it would be sampled; paint what may change"
+    with pytest.raises(ValueError, match=message):
+        train_node.train(model, "flux", latent=latent)
+    inputs = {"model": [model], "positive": [tiny_models.conditioning("flux", 1)], "cfg": [1.0], "seed": [3]}
+    inputs |= {"latent_image": [latent], "schedule": ["auto"]}
+    with pytest.raises(ValueError, match=message):
+        pack.node("GlancePhasePlot").execute(steps=[4], **inputs)
+    with pytest.raises(ValueError, match=message):
+        pack.node("CalibrateGlance").execute(model_calls=[4], seconds=[2.0], teacher_runs=[4], **inputs)
 
 
 def test_masks_that_cannot_be_trained_are_refused(loras, output):
