@@ -12,6 +12,9 @@ PAPER, ATTENTION, ALL_LINEAR = "paper", "attention", "all linear"
 PRESETS = (PAPER, ATTENTION, ALL_LINEAR)
 
 _ATTENTION = re.compile(r"(^|[._])(attn\d?|attention|self_attn|cross_attn|attn2|img_attn|txt_attn)([._]|$)")
+_INJECTED = re.compile(r"(^|\.)injector\.\d+$")  # blocks of cross attention to sound
+# Named after the attention that they scale, or that pools tokens before the model runs.
+_BESIDE_ATTENTION = re.compile(r"modulation|attention_pooler", re.IGNORECASE)
 _FUSED = re.compile(r"(^|\.)single_blocks\.\d+\.linear[12]$")  # attention and mlp in one matrix
 
 
@@ -21,6 +24,12 @@ def finds_any(names: Iterable[str], targets: str, base: str) -> bool:
         return bool(target_modules(names, targets, base))
     except TrainingError:
         return False
+
+
+def _is_attention(name: str) -> bool:
+    parent = name.rpartition(".")[0]
+    inside = _ATTENTION.search(parent) or _INJECTED.search(parent) or _FUSED.search(name)
+    return bool(inside) and not _BESIDE_ATTENTION.search(name)
 
 
 def target_modules(names: Iterable[str], targets: str, base: str) -> list[str]:
@@ -43,7 +52,7 @@ def target_modules(names: Iterable[str], targets: str, base: str) -> list[str]:
             )
         found = [name for name in names if name.endswith(tuple("." + ending for ending in endings))]
     elif targets == ATTENTION:
-        found = [name for name in names if _ATTENTION.search(name.rpartition(".")[0]) or _FUSED.search(name)]
+        found = [name for name in names if _is_attention(name)]
     elif targets == ALL_LINEAR:
         found = names
     else:

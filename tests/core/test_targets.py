@@ -206,3 +206,16 @@ def test_a_fused_layer_is_trained_in_parts(pieces):
         down, up = layers.pair(name)
         assert torch.allclose(down.grad, layer.lora_A["default"].weight.grad, rtol=1e-4, atol=1e-4)
         assert torch.allclose(up.grad, layer.lora_B["default"].weight.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, is_attention", [
+    ("blocks.0.self_attn.q_proj", True), ("blocks.0.cross_attn.output_proj", True),
+    ("blocks.0.adaln_modulation_self_attn.1", False), ("blocks.0.adaln_modulation_cross_attn.2", False),
+    ("decoder.layers.0.self_attn.q_proj", True), ("tokenizer.attention_pooler.layers.0.self_attn.q_proj", False),
+    ("tokenizer.attention_pooler.layers.0.mlp.up_proj", False),
+    ("audio_injector.injector.0.q", True), ("audio_injector.injector_adain_layers.0.linear", False),
+])  # fmt: skip
+def test_attention_is_what_attends_and_not_what_is_named_after_it(name, is_attention):
+    """Layers of ComfyUI's models for Cosmos, ACE-Step 1.5 and Wan with sound."""
+    found = target_modules([name, "blocks.0.attn.to_q"], "attention", "unknown")
+    assert found == ([name] if is_attention else []) + ["blocks.0.attn.to_q"]
