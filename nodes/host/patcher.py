@@ -28,7 +28,7 @@ from ...glance_core.schedule.split import FAST, SLOW, default_boundary
 from ...glance_core.switch import PhaseSwitch, PhaseWeights, phase_index
 from .base_model import compute_dtype
 from .fused_layers import layers_with_branches_are_called
-from .host_caches import clear_caches, warn_of_unknown_caches
+from .host_caches import clear_caches, note_caches
 from .log import log
 from .model_sigmas import AUTO, model_sigmas
 from .sampling_run import schedule_of
@@ -126,7 +126,6 @@ class GlancePair:
             result = executor(guider, *args, **kwargs)
             if self._run is not None and self._run.calls:  # a run without any call gets its own warning
                 _report_unused(self.switch.never_called, len(self.switch.weights.targets))
-            warn_of_unknown_caches(patcher)
             return result
         finally:
             self._sampling, self._encode_prompts = False, None
@@ -165,6 +164,7 @@ class GlancePair:
 def attach(model: Any, phases: Sequence[Mapping[str, Sequence[LowRank]]], metadata: PairMetadata) -> Any:
     """Return a clone of the MODEL that carries the pair; the model itself stays as it is."""
     patcher = model.clone()
+    note_caches(patcher)
     weights = PhaseWeights(phases, compute_dtype(patcher))
     pair = GlancePair(weights, metadata)
     key = f"glance_{uuid.uuid4().hex}"  # ComfyUI would take two pairs under one key for the same one
