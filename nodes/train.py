@@ -196,13 +196,13 @@ def _report(training: TrainingPlan, result: TrainingResult, loaded: str) -> str:
         f"{learnt_from}",
         f"{settings.steps} steps{_per_phase(training)} of {settings.batch * settings.accumulation}, "
         f"{settings.optimizer}, learning rate {settings.learning_rate:g}, rank {settings.lora.rank}, alpha "
-        f"{settings.lora.alpha:g}, {len(training.slots)} layers, seed {settings.seed}",
+        f"{settings.lora.alpha:g}, {len(training.slots) - len(result.left_out)} layers, seed {settings.seed}",
         f"sample with cfg {plan.student_cfg:g} on teacher steps {plan.split}",
         *map(str, result.files),
     ]
-    if result.unreached:
-        count, first = len(result.unreached), result.unreached[0]
-        lines.append(f"{count} of these layers have no effect in this model; the first is {first}")
+    if result.left_out:
+        count, first = len(result.left_out), result.left_out[0]
+        lines.append(f"{count} chosen layers are left out, because no gradient reaches them; the first is {first}")
     if result.everything:
         lines += [
             "everything that was trained (move both files to models/loras to try it):",

@@ -11,11 +11,10 @@ from ..models import base_model
 PAPER, ATTENTION, ALL_LINEAR = "paper", "attention", "all linear"
 PRESETS = (PAPER, ATTENTION, ALL_LINEAR)
 
-_ATTENTION = re.compile(r"(^|[._])(attn\d?|attention|self_attn|cross_attn|attn2|img_attn|txt_attn)([._]|$)")
-_INJECTED = re.compile(r"(^|\.)injector\.\d+$")  # blocks of cross attention to sound
-# Named after the attention that they scale, or that pools tokens before the model runs.
-_BESIDE_ATTENTION = re.compile(r"modulation|attention_pooler", re.IGNORECASE)
+# Below a module that is called an attention, not below its norm, modulation or pooling.
+_ATTENTION = re.compile(r"(^|\.)(?!\w*(norm|modulation))(\w+_)?(attn\d?|attention)\.")
 _FUSED = re.compile(r"(^|\.)single_blocks\.\d+\.linear[12]$")  # attention and mlp in one matrix
+_QUERY_KEY_VALUE = re.compile(r"(?:\w+_)?(q|k|v|kv)(?:_proj)?")  # of an attention that is called otherwise
 
 
 def finds_any(names: Iterable[str], targets: str, base: str) -> bool:
@@ -24,12 +23,6 @@ def finds_any(names: Iterable[str], targets: str, base: str) -> bool:
         return bool(target_modules(names, targets, base))
     except TrainingError:
         return False
-
-
-def _is_attention(name: str) -> bool:
-    parent = name.rpartition(".")[0]
-    inside = _ATTENTION.search(parent) or _INJECTED.search(parent) or _FUSED.search(name)
-    return bool(inside) and not _BESIDE_ATTENTION.search(name)
 
 
 def target_modules(names: Iterable[str], targets: str, base: str) -> list[str]:
@@ -52,7 +45,8 @@ def target_modules(names: Iterable[str], targets: str, base: str) -> list[str]:
             )
         found = [name for name in names if name.endswith(tuple("." + ending for ending in endings))]
     elif targets == ATTENTION:
-        found = [name for name in names if _is_attention(name)]
+        others = _other_attentions(names)
+        found = [n for n in names if _ATTENTION.search(n) or _FUSED.search(n) or n.rpartition(".")[0] in others]
     elif targets == ALL_LINEAR:
         found = names
     else:
@@ -70,3 +64,14 @@ def target_modules(names: Iterable[str], targets: str, base: str) -> list[str]:
             "pattern"
         )
     return found
+
+
+def _other_attentions(names: Iterable[str]) -> set[str]:
+    """Return the modules that hold queries, keys and values, whatever they are called."""
+    held: dict[str, set[str]] = {}
+    for name in names:
+        module, _, layer = name.rpartition(".")
+        kind = _QUERY_KEY_VALUE.fullmatch(layer)
+        if kind:
+            held.setdefault(module, set()).add(kind[1])
+    return {module for module, kinds in held.items() if kinds >= {"q", "k", "v"} or kinds >= {"q", "kv"}}

@@ -12,7 +12,7 @@ import torch
 
 from ...glance_core.errors import GlanceError, ScheduleError
 from ...glance_core.lora.keys import without_compiler
-from ...glance_core.models import BaseModel, identify
+from ...glance_core.models import MODELS, BaseModel, identify
 from .nested import parts
 
 _COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -26,6 +26,19 @@ def base_of(patcher: Any) -> BaseModel:
 
 def _unet_config(patcher: Any) -> Mapping[str, Any]:
     return getattr(getattr(patcher.model, "model_config", None), "unet_config", None) or {}
+
+
+def is_known(patcher: Any) -> bool:
+    """Return whether models.py has a row for this model."""
+    return base_of(patcher).name in MODELS
+
+
+def known_parent(patcher: Any) -> str | None:
+    """Return the nearest class with a row that this model's class derives from, if it has no row itself."""
+    if is_known(patcher):
+        return None
+    listed = {name for row in MODELS.values() for name in row.classes}
+    return next((each.__name__ for each in type(patcher.model).__mro__[1:] if each.__name__ in listed), None)
 
 
 def describe(patcher: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,16 @@ from ...glance_core.lora.metadata import PairMetadata
 from ...glance_core.models import RULES, BaseModel
 from ...glance_core.schedule.sigmas import HOST, LISTED, TEACHER_STEPS, check_falling, teacher_sigmas
 from ...glance_core.schedule.split import Split, parse_steps, split_steps
-from .base_model import base_of, check_flow, is_flow
+from .base_model import base_of, check_flow, is_flow, is_known, known_parent
+from .log import log
 
 AUTO = "auto"
 SETTINGS = "settings"  # the input of that name
 _PAIRS_LIST = "the noise levels in the pair's files"
 _OTHER_SETTINGS = "calibrate this model again, or leave settings unwired"
 SCHEDULES = [AUTO, *RULES, HOST]
+
+_unknown_models: set[str] = set()  # that were named in the log
 
 _SAME = 1e-5  # two lists of one rule: schedulers compute in float32
 _SAME_TRAINING = 1e-3  # noise levels that a pair cannot tell apart
@@ -73,6 +77,8 @@ def model_sigmas(
         return _wired_sigmas(patcher, latent_shape, pair, wired, source)
     if rule == AUTO:
         rule = pair.sigma_rule or rule_of(patcher)
+        if pair.sigma_rule is None:
+            _say_if_unknown(patcher)
     elif pair.sigma_rule not in (None, rule):
         if source == SETTINGS:
             raise ScheduleError(
@@ -90,6 +96,22 @@ def model_sigmas(
         own = comfy.samplers.calculate_sigmas(sampling, "simple", steps).tolist()
     tokens = rule_tokens(latent_shape, base_of(patcher))
     return ModelSigmas(rule, teacher_sigmas(rule, steps, tokens=tokens, shift=pair.shift, sigmas=own))
+
+
+def _say_if_unknown(patcher: Any) -> None:
+    """Log, once for each class of models, that no rule is known for it."""
+    name, parent = type(patcher.model).__name__, known_parent(patcher)
+    if is_known(patcher) or name in _unknown_models:
+        return
+    _unknown_models.add(name)
+    unlike = f" ({parent}, from which it derives, may have others)" if parent else ""
+    log.log(
+        logging.WARNING if parent else logging.INFO,
+        "Glance: no rule is known for the noise levels of %s, so auto takes the model's own%s; if its workflow has a "
+        "scheduler node, wire that node's sigmas",
+        name,
+        unlike,
+    )
 
 
 def _wired_sigmas(

@@ -28,7 +28,7 @@ from ...glance_core.switch import PhaseSwitch, PhaseWeights, Strengths
 from .adapter_timing import GlancePair, PairBoundary, PairPhase, RunStart, Timing
 from .base_model import compute_dtype
 from .fused_layers import layers_with_branches_are_called
-from .host_caches import clear_caches, warn_of_unknown_caches
+from .host_caches import clear_caches, note_caches
 from .run_report import report_run, report_unused
 
 ATTACHMENT = "glance_adapters"
@@ -177,7 +177,6 @@ class ModelAdapters:
             result = executor(guider, *args, **kwargs)
             if self._run.calls:  # a run without any call gets its own warning
                 report_unused(self.switch.never_called, len(self.switch.weights.targets))
-            warn_of_unknown_caches(patcher)
             return result
         finally:
             self._sampling, self._encode_prompts = False, None
@@ -217,6 +216,7 @@ class ModelAdapters:
 def attach(model: Any, adapters: Sequence[CarriedAdapter]) -> Any:
     """Return a clone of the MODEL that carries these adapters too; the model itself stays as it is."""
     patcher, before = model.clone(), adapters_of(model)
+    note_caches(patcher)
     if before is not None:
         before.take_off(patcher)
     carried = ModelAdapters([*(before.adapters if before else ()), *adapters], patcher)

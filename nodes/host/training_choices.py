@@ -22,6 +22,7 @@ from ...glance_core.training.objectives import Learn, Objective, check_activatio
 from ...glance_core.training.optimizers import has_bitsandbytes
 from ...glance_core.training.run.run_dir import RunDir, find_run_dir
 from ...glance_core.training.settings import TrainingSettings
+from ...glance_core.training.targets import PRESETS
 from .base_model import base_of, first_mask, fixed_latent
 from .conditioned import entries
 from .model_sigmas import AUTO, model_sigmas, split_for
@@ -121,6 +122,7 @@ def training_plan(choices: TrainingChoices, options: TrainingOptions) -> Trainin
         name=choices.name,
         run_dir=run_dir,
         mask=_mask(choices, objective),
+        pattern=None if wanted in (AUTO, *PRESETS) else wanted,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class TrainingPlan:
 
     plan: the distillation. positive: the first `prompts` are trained on, the rest is for the checks.
     latents: pictures, or one latent of the size to train at; mask: its noise_mask. folder, name: of the pair. run_dir:
-    of the unfinished run.
+    of the unfinished run. pattern: what the user wrote to choose the slots; None for a group of this pack.
     """
 
     plan: DistillPlan
@@ -53,6 +53,11 @@ class TrainingPlan:
     name: str
     run_dir: RunDir
     mask: torch.Tensor | None = None
+    pattern: str | None = None
+
+    def without(self, names: Collection[str]) -> TrainingPlan:
+        """Return the same without these slots."""
+        return replace(self, slots={name: slot for name, slot in self.slots.items() if name not in names})
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ...glance_core.errors import AdapterError
+from ...glance_core.errors import AdapterError, TrainingError
 from ...glance_core.evaluation.metrics import latent_psnr
 from ...glance_core.lora.pair_writer import write_preview
 from ...glance_core.lora.slots import Slot
@@ -20,7 +20,7 @@ from ...glance_core.sampling.trial import try_model
 from ...glance_core.sampling.velocity import RowVelocity
 from ...glance_core.schedule.split import FAST
 from ...glance_core.training import distill
-from ...glance_core.training.distill_plan import DistillPlan
+from ...glance_core.training.called import Call, reachable_slots
 from ...glance_core.training.history import History
 from ...glance_core.training.part_trainer import TrainedStep
 from ...glance_core.training.preflight import preflight
@@ -45,7 +45,7 @@ class TrainingResult:
     """What a run wrote and gave.
 
     files: of the pair. everything: files with all that was trained, if not all was kept. pictures: what became of the
-    previews beside the files, as text. unreached: chosen layers that have no effect in this model.
+    previews beside the files, as text. left_out: layers of the chosen group that no gradient reaches.
     """
 
     files: tuple[Path, Path]
@@ -54,7 +54,7 @@ class TrainingResult:
     seconds: float
     steps_per_second: float
     pictures: tuple[str, ...]
-    unreached: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class HostModel:
@@ -139,49 +139,76 @@ def train(training: TrainingPlan, progress: NodeProgress) -> TrainingResult:
     started, plan = time.monotonic(), training.plan
 
     def work(conditioned: Conditioned, latents: torch.Tensor) -> _Worked:
-        model = HostModel(training, conditioned, latents)
-        unreached = _preflight(plan, model)
-        observer = TrainingObserver(training, model, progress)
+        left_out = _unreached(training, HostModel(training, conditioned, latents))
+        reached = training.without(left_out)
+        model = HostModel(reached, conditioned, latents)
+        observer = TrainingObserver(reached, model, progress)
         found = distill.distill(plan, model, observer, training.run_dir)
         speed = observer.steps_trained / max(observer.training_seconds, 1e-9)
-        return _Worked(found, speed, _last_picture(training, observer, found.kept), unreached)
+        return _Worked(reached, found, speed, _last_picture(reached, observer, found.kept), left_out)
 
     with training.run_dir.alone():
         worked = with_loaded_model(_inputs(training), work)
-        found = worked.found
-        kept_in = training.files(training.run_dir.folder, training.name)
+        found, reached = worked.found, worked.training
+        kept_in = reached.files(training.run_dir.folder, training.name)
         everything = distill.write_all(plan, found, kept_in)
         comparison = found.ablation.comparison if found.ablation else None
-        files = distill.write_kept(plan, found, training.files(training.folder, training.name), comparison)
+        files = distill.write_kept(plan, found, reached.files(training.folder, training.name), comparison)
         training.run_dir.remove()  # before the pictures: a kill from here on costs no more than them
     pictures = _write_previews(files, worked.picture)
     seconds = time.monotonic() - started
-    return TrainingResult(files, everything, found, seconds, worked.speed, pictures, worked.unreached)
+    return TrainingResult(files, everything, found, seconds, worked.speed, pictures, worked.left_out)
 
 
 @dataclass(frozen=True)
 class _Worked:
-    """What a run made while the model was loaded. speed: training steps per second."""
+    """What a run made while the model was loaded.
 
+    training: what was trained. speed: training steps per second. left_out: chosen layers that were not trained.
+    """
+
+    training: TrainingPlan
     found: distill.Distilled
     speed: float
     picture: Image.Image | None
-    unreached: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
-def _preflight(plan: DistillPlan, model: HostModel) -> tuple[str, ...]:
-    """Try the teacher, and one step of training. Return the layers that no gradient reaches, and log them."""
-    noise = model.noise_of(1, plan.settings.seed)
+def _unreached(training: TrainingPlan, model: HostModel) -> tuple[str, ...]:
+    """Try the teacher and one step of training. Return the layers to leave out: those that no gradient reaches.
+
+    Raises:
+        TrainingError: if the user's own pattern chose them.
+    """
+    plan = training.plan
+    noise, student = model.noise_of(1, plan.settings.seed), model.student(plan.train_cfg)
     try_model(model.velocity, plan.teacher_cfg, noise, plan.sigmas)
-    unreached = preflight(model.student(plan.train_cfg), noise, plan.sigmas[0], torch.tensor([0]))
+    unreached = preflight(student, noise, plan.sigmas[0], torch.tensor([0]))
     if unreached:
-        log.warning(
-            "Glance: %d of the %d chosen layers have no effect in this model; the first is %s",
-            len(unreached),
-            len(model.slots),
-            unreached[0],
+        reachable = reachable_slots(student, unreached, noise, _calls(training))
+        unreached = tuple(name for name in unreached if name not in reachable)
+    if not unreached:
+        return ()
+    count, total, first = len(unreached), len(training.slots), unreached[0]
+    if training.pattern is not None:
+        raise TrainingError(
+            f"targets {training.pattern[:60]!r} finds {total} layers, but no gradient reaches {count} of them, for "
+            f"example {first}; write a pattern without them, or choose attention"
         )
+    log.warning(
+        "Glance: no gradient reaches %d of the %d chosen layers, for example %s; they are left out", count, total, first
+    )
     return unreached
+
+
+def _calls(training: TrainingPlan) -> list[Call]:
+    """Return noise levels and prompts with which a model may call other layers; first those of the trial step."""
+    plan, of_kind = training.plan, dict[tuple[str, ...], int]()
+    for row, (_, values) in enumerate(training.positive[: training.prompts]):
+        of_kind.setdefault(tuple(sorted(values)), row)  # some prompts have a reference picture, some have none
+    sigmas = plan.schedule.sigmas
+    others = [(sigma, 0) for sigma in (sigmas[plan.schedule.slow_steps], sigmas[-2])]
+    return [(plan.sigmas[0], row) for row in of_kind.values()] + others
 
 
 def _inputs(training: TrainingPlan) -> TrainingInputs:

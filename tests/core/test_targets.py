@@ -111,6 +111,27 @@ def test_a_pattern_matches_anywhere_in_a_name_like_re_search(pattern):
     assert target_modules(names, pattern, "flux") == [name for name in names if re.search(pattern, name)] != []
 
 
+ATTENTIONS = [
+    "blocks.0.self_attn.q", "blocks.0.cross_attn.k_img", "blocks.0.attn.to_out.0", "blocks.0.attn1.to_q",
+    "double_blocks.0.img_attn.qkv", "double_blocks.0.attn.img_attn_qkv", "single_blocks.0.linear1",
+    "blocks.0.audio_to_video_attn.to_k", "layers.0.img_instruct_attn.processor.img_to_q",
+    "text.0.self_attention.to_key",
+    *(f"audio_injector.injector.0.{layer}" for layer in "qkvo"),
+    *(f"face_adapter.fuser_blocks.0.{layer}" for layer in ("linear1_q", "linear1_kv", "linear2")),
+    *(f"music.0.mix.{layer}" for layer in ("q_proj", "k_proj", "v_proj", "out_proj")),
+]  # fmt: skip
+OTHERS = [
+    "blocks.0.adaln_modulation_self_attn.1", "blocks.0.modulation_cross_attn.1", "blocks.0.norm_attn.linear",
+    "tokenizer.attention_pooler.embed_tokens", "tokenizer.attention_pooler.layers.0.mlp.up_proj",
+    "blocks.0.ffn.0", "pixel.0.expand_from_attn", "blocks.0.attn_mlp.up", "vector.v", "other.q",
+]  # fmt: skip
+
+
+def test_attention_is_what_is_called_so_or_holds_queries_keys_and_values():
+    """The names are those of ComfyUI's models; the last ones have no such name, or only look like it."""
+    assert target_modules([*OTHERS, *ATTENTIONS], "attention", "anything") == ATTENTIONS
+
+
 @pytest.mark.parametrize(
     "pattern", ["(", "a{99999999999}", "*", "[z-a]", "(" * 20_000, "(?P<a>x)(?P<a>y)"], ids=lambda pattern: pattern[:20]
 )

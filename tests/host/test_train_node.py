@@ -68,7 +68,8 @@ def training_velocities(model, name, adapter, x, sigma):
     )
 
     def work(conditioned, latents):
-        slots = glue.trained_slots(model, "attention")
+        chosen = glue.trained_slots(model, "attention")
+        slots = {slot: chosen[slot] for slot in adapter.factors}
         learner = glue.student_of(model, conditioned.velocity(1.0), slots, False)
         layers = lora_layers.LoraLayers(learner.slots, lora_layers.LoraSettings(2, 4.0), "slow", 0)
         for slot in learner.slots:

@@ -7,8 +7,10 @@ from unittest import mock
 import comfyui
 import pytest
 import tiny_models
+import torch
 import train_node
 from architectures import ARCHITECTURES
+from safetensors.torch import load_file
 from test_gradients import gradient_errors
 from test_module_names import lost
 
@@ -45,21 +47,34 @@ def test_a_model_that_cannot_be_differentiated_is_refused_before_the_teacher_run
         train_node.train(tiny_models.build("hidream-o1"), "hidream-o1", gradient_checkpointing=False)
 
 
-def test_layers_without_an_effect_are_named(loras, output, caplog):
-    """OmniGen 2 never calls some of its attention layers."""
+# architecture -> (layers chosen by `attention`, how many of them no gradient reaches, what their names begin with)
+PARTLY_DEAD = {
+    "omnigen2": (20, 4, "ref_image_refiner."),  # runs for reference pictures only
+    "boogu": (33, 4, "ref_image_refiner."),
+    "ace-step15": (36, 12, ("tokenizer.", "detokenizer.")),  # of another task
+    "minimax-h3": (6, 2, "token_refiner."),  # encodes the prompt before sampling
+    "qwen-image": (16, 2, "transformer_blocks.1.attn."),  # the text's end in the last block
+}
+
+
+def trained_layers(file):
+    """The names of the layers in a trained file."""
+    names = {key.rpartition(".lora_")[0] for key in load_file(file) if ".lora_" in key}
+    return {re.sub(r"^(diffusion_model|transformer)\.", "", name) for name in names}
+
+
+@pytest.mark.parametrize("name", PARTLY_DEAD)
+def test_layers_of_a_group_that_no_gradient_reaches_are_left_out_and_counted_once(name, loras, output, caplog):
+    chosen, dead, beginning = PARTLY_DEAD[name]
     with caplog.at_level("WARNING"):
-        *_, report = train_node.train(tiny_models.build("omnigen2"), "omnigen2")
-    found = re.search(r"(\d+) of these layers have no effect in this model; the first is (\S+)", report)
-    assert found is not None
-    assert f"Glance: {found[1]} of the " in caplog.text and found[2] in caplog.text
-
-
-def test_layers_of_which_none_has_an_effect_are_refused(loras, output):
-    model = tiny_models.build("omnigen2")
-    *_, report = train_node.train(model, "omnigen2")
-    unreached = re.search(r"the first is (\S+)", report)[1]
-    with pytest.raises(ValueError, match=r"none of the 1 chosen layers has an effect on Omnigen2"):
-        train_node.train(model, "omnigen2", targets=f"^{re.escape(unreached)}$", name="other")
+        *_, report = train_node.train(tiny_models.build(name), name, steps=1)
+    sentence = f"Glance: no gradient reaches {dead} of the {chosen} chosen layers, for example "
+    assert caplog.text.count(sentence) == caplog.text.count("no gradient reaches") == 1
+    told = re.search(rf"^{dead} chosen layers are left out, because no gradient reaches them; .* (\S+)$", report, re.M)
+    assert told[1].startswith(beginning) and f" {chosen - dead} layers, seed" in report
+    for file in ("tiny_slow.safetensors", "tiny_fast.safetensors"):
+        layers = trained_layers(loras / file)
+        assert len(layers) == chosen - dead and told[1] not in layers
 
 
 @pytest.mark.parametrize("name", EVERY if os.environ.get("GLANCE_SWEEP") else FEW)
@@ -71,3 +86,43 @@ def test_a_trained_pair_loads_whole_in_comfyuis_own_loader(name, loras, output):
     for file in ("tiny_slow.safetensors", "tiny_fast.safetensors"):
         left, layers = lost(model, loras / file)
         assert left == [] and layers > 0
+
+
+def test_layers_that_run_for_another_prompt_are_trained(loras, output, caplog):
+    """Only the second prompt of this edit model has a reference picture, for which four more layers run."""
+    plain, edit = (tiny_models.conditioning("omnigen2", seed) for seed in (1, 3))
+    edit[0][1]["reference_latents"] = [torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(6))]
+    *_, report = train_node.train(tiny_models.build("omnigen2"), "omnigen2", positive=plain + edit, teacher_runs=2)
+    assert "left out" not in report and "no gradient reaches" not in caplog.text
+    layers = trained_layers(loras / "tiny_slow.safetensors")
+    assert len(layers) == 20 and len([name for name in layers if name.startswith("ref_image_refiner")]) == 4
+
+
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        (r"refiner.*to_q$", r"^targets 'refiner\.\*to_q\$' finds 3 layers, but no gradient reaches 1 of them, for "
+         r"example ref_image_refiner\.0\.attn\.to_q; write a pattern without them, or choose attention$"),
+        (r"^ref_image_refiner.*to_q$", r"^none of the 1 chosen layers has an effect on Omnigen2"),
+    ],
+)  # fmt: skip
+def test_layers_of_the_users_own_pattern_that_no_gradient_reaches_are_refused(targets, message, loras, output):
+    rollout = comfyui.pack_module("glance_core.training.distill")
+    with (
+        mock.patch.object(rollout, "rollout", side_effect=AssertionError("the teacher ran")),
+        pytest.raises(ValueError, match=message),
+    ):
+        train_node.train(tiny_models.build("omnigen2"), "omnigen2", targets=targets)
+
+
+@pytest.mark.parametrize("name, chosen, left", [
+    ("wan22-s2v", r"audio_injector\.injector\.\d\.[qkvo]", r".*adain.*"),
+    ("cosmos-predict2", r"blocks\.\d\.cross_attn\.output_proj", r".*adaln_modulation.*"),
+    ("anima", r"llm_adapter\.blocks\.\d\.self_attn\.q_proj", r".*adaln_modulation.*"),
+    ("ace-step15", r"decoder\.layers\.\d\.cross_attn\.v_proj", r"tokenizer\.attention_pooler\.(embed|.*mlp).*"),
+])  # fmt: skip
+def test_attention_chooses_all_attention_and_nothing_that_is_only_called_so(name, chosen, left):
+    """An audio cross attention may stand in a plain list. A modulation before an attention is not one itself."""
+    slots = comfyui.pack_module("nodes.host.training_model").trained_slots(tiny_models.build(name), "attention")
+    assert any(re.fullmatch(chosen, slot) for slot in slots)
+    assert not any(re.fullmatch(left, slot) for slot in slots)
