@@ -1,6 +1,7 @@
 """The switch on modules unlike a plain Linear: other dtypes and devices, outputs that autograd keeps, convolutions."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch

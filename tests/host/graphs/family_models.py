@@ -93,7 +93,7 @@ FLUX2_KLEIN = Model(
 
 # Gaudy colours, overexposed, static, blurred details, subtitles, style, work of art, painting, still, grey, worst
 # quality, JPEG artefacts, ugly, incomplete, extra fingers, badly drawn hands and faces, deformed, disfigured, fused
-# fingers, motionless, cluttered background, three legs, many people behind, walking backwards.
+# fingers, motionless, cluttered background, three legs, many people behind, going backwards.
 WAN_NEGATIVE = (
     "\u8272\u8c03\u8273\u4e3d\uff0c\u8fc7\u66dd\uff0c\u9759\u6001\uff0c\u7ec6\u8282\u6a21\u7cca\u4e0d"
     "\u6e05\uff0c\u5b57\u5e55\uff0c\u98ce\u683c\uff0c\u4f5c\u54c1\uff0c\u753b\u4f5c\uff0c\u753b\u9762"
