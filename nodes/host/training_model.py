@@ -79,9 +79,18 @@ class _Work(comfy.samplers.Sampler):
         """Work. run: noise, latent_image, denoise_mask, and more that is not needed."""
         noise, latent_image, denoise_mask, *_ = run
         kept = None if denoise_mask is None else Kept(denoise_mask, latent_image)
-        with fit_for_autograd(model_wrap.inner_model):
+        with ExitStack() as afterwards:
+            for model in (model_wrap.inner_model, *_control_models(model_wrap.conds)):
+                afterwards.enter_context(fit_for_autograd(model))
             self.result = self.work(Conditioned(model_wrap, extra_args, kept), latent_image)
         return torch.zeros_like(noise)
+
+
+def _control_models(conds: Mapping[str, Any]) -> list[torch.nn.Module]:
+    """Return the models of the control nets on the prompts, whose answers depend on the latents too."""
+    nets = [entry["control"] for entries in conds.values() for entry in entries if "control" in entry]
+    patchers = [patcher for net in nets for patcher in net.get_models()]
+    return list(dict.fromkeys(patcher.model for patcher in patchers))
 
 
 def with_loaded_model(inputs: TrainingInputs, work: Callable[[Conditioned, torch.Tensor], T]) -> T:

@@ -11,11 +11,14 @@ import train_node
 TEACHER_STEPS = 6
 
 
-def teacher_of(model, name, latent, steps=TEACHER_STEPS):
-    """(the end of the teacher's run in this pack, ComfyUI's own Euler from the same noise), at cfg 2."""
+def teacher_of(model, name, latent, steps=TEACHER_STEPS, prompts=None):
+    """(the end of the teacher's run in this pack, ComfyUI's own Euler from the same noise), at cfg 2.
+
+    prompts: the positive and the negative CONDITIONING.
+    """
     host = comfyui.pack_module("nodes.host.host_teacher")
     rollout = comfyui.pack_module("glance_core.sampling.rollout")
-    prompts, negative = ([tiny_models.conditioning(name, seed)] for seed in (1, 2))
+    prompts, negative = ([each] for each in prompts or [tiny_models.conditioning(name, seed) for seed in (1, 2)])
     teacher = host.host_teacher(model, prompts, negative, host.TeacherChoices(latent, 2.0, "model"))
     values = teacher.sigmas.values
     sigmas = (*values[:: (len(values) - 1) // steps][:steps], 0.0)
