@@ -48,10 +48,12 @@ class Conditioned:
         among = prompts if prompts is not None else range(len(self.prompts))
 
         def predict(x: torch.Tensor, sigma: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            asked = [NO_PROMPT if row == NO_PROMPT else among[row % len(among)] for row in rows.tolist()]
+            texts = [NO_PROMPT if row == NO_PROMPT else among[row % len(among)] for row in rows.tolist()]
+            # One noise level a call: ComfyUI asks the first row whether a control net or a prompt's range applies.
+            asked = list(zip(texts, sigma.tolist(), strict=True))
             out: list[Any] = [None] * len(asked)
-            for prompt in dict.fromkeys(asked):
-                at = [i for i, other in enumerate(asked) if other == prompt]
+            for call in dict.fromkeys(asked):
+                at, prompt = [i for i, other in enumerate(asked) if other == call], call[0]
                 level = sigma[at].reshape(-1, *(1,) * (x.ndim - 1))  # (B, 1, ...)
                 self.guider.conds["positive"] = self.negative if prompt == NO_PROMPT else [self.prompts[prompt]]
                 self.guider.set_cfg(cfg)

@@ -102,3 +102,21 @@ def test_student_learns_with_it_and_the_loaded_pair_is_the_trained_one(given, lo
     ours, loaded, bare = (pack.phase_split(each, name, **steps) for each in (trained, with_pair, model))
     assert torch.equal(ours, loaded) and pack.relative(loaded, bare) > 1e-4
     tiny_models.assert_bit_exact(model, before)
+
+
+def test_rows_at_other_noise_levels_get_the_control_net_of_their_own(node_classes):
+    """ComfyUI asks only the first row of a call whether the control net still applies."""
+    model, (positive, _) = tiny_models.build("flux"), with_control_net("flux")
+    host = comfyui.pack_module("nodes.host.host_teacher")
+    teacher = host.host_teacher(
+        model, [positive], None, host.TeacherChoices(tiny_models.empty_latent("flux"), 1.0, "model")
+    )
+    noise, rows, sigmas = teacher.noise(1, 5), torch.zeros(2).long(), torch.tensor([0.9, 0.1])
+
+    def work(conditioned):
+        velocity = conditioned.velocity(1.0)
+        alone = [velocity(noise.clone(), sigmas[i : i + 1], rows[:1]) for i in (0, 1)]
+        return velocity(noise.repeat(2, 1, 1, 1), sigmas, rows), torch.cat(alone)
+
+    together, alone = teacher.run(5, work)
+    assert pack.relative(together, alone) < 1e-5
