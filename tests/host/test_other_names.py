@@ -57,7 +57,7 @@ def diffusers_lora(weights, seed=0):
 
 def our_updates(path, model):
     """(update of each weight of the diffusion model, modules that were not found)."""
-    matched = lora_match.match(reader.read_adapter(path), model, 1.0, lora_match.key_map(model))
+    matched = lora_match.match(reader.read_adapter(path), model, lora_match.key_map(model))
     updates = {}
     for layer, parts in matched.updates.items():
         weight = model.model.get_submodule(layer).weight
