@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from ...glance_core.lora.metadata import PairMetadata
 from ...glance_core.schedule.phase_schedule import threshold_at
 from ...glance_core.schedule.sigmas import TEACHER_STEPS
 from ...glance_core.schedule.split import SLOW, default_boundary
-from ...glance_core.schedule.strengths import StrengthCurve, above, below, between_sigmas, by_step, whole_run
+from ...glance_core.schedule.strengths import StrengthCurve, above, below
 from .model_sigmas import AUTO, model_sigmas
 from .sampling_run import schedule_of
 
@@ -24,14 +23,6 @@ class RunStart:
     patcher: Any
     sigmas: torch.Tensor
     shape: tuple[int, ...]
-
-
-class Timing(Protocol):
-    """When an adapter answers."""
-
-    def curve(self, start: RunStart) -> StrengthCurve:
-        """Return the strength by noise level in this run. Raises ScheduleError if the run does not tell it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -66,58 +57,13 @@ class GlancePair:
 
 @dataclass(frozen=True)
 class PairPhase:
-    """The timing of one half of a pair."""
+    """When one half of a pair answers."""
 
     pair: GlancePair
     phase: str
     strength: float
 
     def curve(self, start: RunStart) -> StrengthCurve:
+        """Return the strength by noise level in this run."""
         side = above if self.phase == SLOW else below
         return side(self.pair.boundary(start).threshold, self.strength)
-
-
-@dataclass(frozen=True)
-class WholeRun:
-    """The same strength at every noise level."""
-
-    strength: float
-
-    def curve(self, start: RunStart) -> StrengthCurve:
-        return whole_run(self.strength)
-
-
-@dataclass(frozen=True)
-class BySteps:
-    """A strength for each step of the run; later steps have the last one."""
-
-    strengths: Sequence[float]
-
-    def curve(self, start: RunStart) -> StrengthCurve:
-        return by_step(start.sigmas.tolist(), self.strengths)
-
-
-@dataclass(frozen=True)
-class BetweenSigmas:
-    """A strength from one noise level down to another."""
-
-    start: float
-    end: float
-    strength: float
-
-    def curve(self, start: RunStart) -> StrengthCurve:
-        return between_sigmas(self.start, self.end, self.strength)
-
-
-@dataclass(frozen=True)
-class BetweenShares:
-    """A strength from one share of the model's noise schedule to another, as ComfyUI counts `start_percent`: 0 to 1."""
-
-    start: float
-    end: float
-    strength: float
-
-    def curve(self, start: RunStart) -> StrengthCurve:
-        sampling = start.patcher.get_model_object("model_sampling")
-        first, last = (float(sampling.percent_to_sigma(share)) for share in (self.start, self.end))
-        return between_sigmas(first, last, self.strength)

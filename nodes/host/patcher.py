@@ -25,7 +25,7 @@ from ...glance_core.low_rank import LowRank
 from ...glance_core.schedule.phase_schedule import phase_index
 from ...glance_core.schedule.strengths import RunPhases, run_phases
 from ...glance_core.switch import PhaseSwitch, PhaseWeights, Strengths
-from .adapter_timing import GlancePair, PairBoundary, PairPhase, RunStart, Timing
+from .adapter_timing import GlancePair, PairBoundary, PairPhase, RunStart
 from .base_model import compute_dtype
 from .fused_layers import layers_with_branches_are_called
 from .host_caches import clear_caches, note_caches
@@ -38,14 +38,8 @@ ATTACHMENT = "glance_adapters"
 class CarriedAdapter:
     """An adapter on a MODEL. updates: by module. timing: when it answers."""
 
-    name: str
     updates: Mapping[str, Sequence[LowRank]]
-    timing: Timing
-
-    @property
-    def pair(self) -> GlancePair | None:
-        """The pair that it is a half of, if it is."""
-        return self.timing.pair if isinstance(self.timing, PairPhase) else None
+    timing: PairPhase
 
 
 @dataclass
@@ -85,7 +79,7 @@ class ModelAdapters:
     @property
     def pairs(self) -> tuple[GlancePair, ...]:
         """The pairs, the last loaded last."""
-        return tuple(dict.fromkeys(adapter.pair for adapter in self.adapters if adapter.pair))
+        return tuple(dict.fromkeys(adapter.timing.pair for adapter in self.adapters))
 
     @property
     def threshold(self) -> float | None:
@@ -126,8 +120,7 @@ class ModelAdapters:
         """OUTER_SAMPLE: decide where this run switches, before ComfyUI moves anything."""
         shape = (kwargs.get("latent_shapes") or [noise.shape])[0]  # nested latents arrive packed into one row
         start = RunStart(executor.class_obj.model_patcher, sigmas, tuple(shape))
-        curves = [adapter.timing.curve(start) for adapter in self.adapters]
-        phases = run_phases(curves)
+        phases = run_phases([adapter.timing.curve(start) for adapter in self.adapters])
         if not phases.has_effect:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         _check_guider(executor.class_obj)
@@ -143,8 +136,7 @@ class ModelAdapters:
             if outermost:
                 self.switch.remove()  # nothing to do, unless an interrupt came in the middle of the removal below
         if len(sigmas) > 1:
-            others = {a.name: curve for a, curve in zip(self.adapters, curves, strict=True) if a.pair is None}
-            report_run(run.calls, run.boundaries.values(), others)
+            report_run(run.calls, run.boundaries.values())
         return result
 
     def prepare_sampling(self, executor: Any, *args: Any, **kwargs: Any) -> Any:

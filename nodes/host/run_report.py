@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from ...glance_core.schedule.phase_schedule import phase_index
 from ...glance_core.schedule.split import FAST, SLOW
-from ...glance_core.schedule.strengths import StrengthCurve
 from .adapter_timing import PairBoundary
 from .log import log
 
 _PHASES = (SLOW, FAST)
 
 
-def report_run(calls: Counter[float], boundaries: Iterable[PairBoundary], curves: Mapping[str, StrengthCurve]) -> None:
-    """Log how often each phase of each pair answered, and which adapters never did.
+def report_run(calls: Counter[float], boundaries: Iterable[PairBoundary]) -> None:
+    """Log how often each phase of each pair answered.
 
     Args:
         calls: model calls by sigma.
-        curves: of the adapters that belong to no pair, by name.
     """
     if not calls:
-        log.warning("Glance: the sampler never called the model in the usual way, so the adapters had no effect")
+        log.warning("Glance: the sampler never called the model in the usual way, so the pair had no effect")
         return
     for boundary in boundaries:
         _report_pair(calls, boundary)
-    for name, curve in curves.items():
-        if not any(map(curve.at, calls)):
-            log.warning("Glance: %s had no effect, since no model call lay in its range of noise levels", name)
 
 
 def _report_pair(calls: Counter[float], boundary: PairBoundary) -> None:

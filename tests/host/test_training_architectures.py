@@ -5,6 +5,7 @@ import re
 from unittest import mock
 
 import comfyui
+import pack
 import pytest
 import tiny_models
 import torch
@@ -13,6 +14,7 @@ from architectures import ARCHITECTURES
 from safetensors.torch import load_file
 from test_gradients import gradient_errors
 from test_module_names import lost
+from test_training_inputs import teacher_of
 
 NEXT_SIGMA = ["hunyuan-image21-distilled", "hunyuan-video15-meanflow"]
 NOT_DIFFERENTIABLE = ["hidream-o1"]  # it writes with `out=`
@@ -75,6 +77,16 @@ def test_layers_of_a_group_that_no_gradient_reaches_are_left_out_and_counted_onc
     for file in ("tiny_slow.safetensors", "tiny_fast.safetensors"):
         layers = trained_layers(loras / file)
         assert len(layers) == chosen - dead and told[1] not in layers
+
+
+# Those of several parts are in test_video_with_sound.py.
+ONE_PART = [name for name in EVERY if not isinstance(tiny_models.tiny(name).latent, list)]
+
+
+@pytest.mark.parametrize("name", ONE_PART if os.environ.get("GLANCE_SWEEP") else ["z-image", "krea2"])
+def test_teacher_of_every_model_ends_where_comfyuis_own_sampler_ends(name):
+    model, latent = tiny_models.build(name), tiny_models.empty_latent(name)
+    assert pack.relative(*teacher_of(model, name, latent)) < 1e-5
 
 
 @pytest.mark.parametrize("name", EVERY if os.environ.get("GLANCE_SWEEP") else FEW)

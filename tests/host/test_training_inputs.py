@@ -41,7 +41,8 @@ def teacher_of(model, name, latent, steps=TEACHER_STEPS, prompts=None):
         disable_pbar=True,
         seed=5,
     )
-    return model.model.process_latent_out(found), theirs
+    found = model.get_model_object("model_sampling").inverse_noise_scaling(torch.tensor(sigmas[-1]), found)
+    return model.model.process_latent_out(found), theirs  # as ComfyUI's samplers end
 
 
 def masked(name, seed=7):
