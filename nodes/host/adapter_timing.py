@@ -63,7 +63,7 @@ class PairPhase:
     phase: str
     strength: float
 
-    def curve(self, start: RunStart) -> StrengthCurve:
-        """Return the strength by noise level in this run."""
+    def curve(self, boundary: PairBoundary) -> StrengthCurve:
+        """Return the strength by noise level in a run where the pair switches here."""
         side = above if self.phase == SLOW else below
-        return side(self.pair.boundary(start).threshold, self.strength)
+        return side(boundary.threshold, self.strength)

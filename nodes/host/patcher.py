@@ -120,12 +120,13 @@ class ModelAdapters:
         """OUTER_SAMPLE: decide where this run switches, before ComfyUI moves anything."""
         shape = (kwargs.get("latent_shapes") or [noise.shape])[0]  # nested latents arrive packed into one row
         start = RunStart(executor.class_obj.model_patcher, sigmas, tuple(shape))
-        phases = run_phases([adapter.timing.curve(start) for adapter in self.adapters])
+        boundaries = {pair: pair.boundary(start) for pair in self.pairs}
+        phases = run_phases([each.timing.curve(boundaries[each.timing.pair]) for each in self.adapters])
         if not phases.has_effect:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         _check_guider(executor.class_obj)
         start.patcher.set_additional_models(self.key, [self.tensors])
-        run = _Run(start.patcher, phases, {pair: pair.boundary(start) for pair in self.pairs})
+        run = _Run(start.patcher, phases, boundaries)
         outer, outermost = self._run, not self.switch.installed
         try:
             self._run, self._suspended = run, None
