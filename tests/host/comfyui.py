@@ -39,6 +39,14 @@ def find_gguf() -> Path | None:
     return found
 
 
+def boot_or_exit() -> None:
+    """Boot the ComfyUI that the tests use, for a script; without one, end it with a sentence."""
+    found = find()
+    if found is None:
+        sys.exit("no ComfyUI found: set COMFYUI_PATH, or put one at ~/ComfyUI")
+    boot(found)
+
+
 def boot(comfyui: Path) -> None:
     """Import ComfyUI with --cpu. Its own packages win over ours of the same name (`nodes`)."""
     sys.path.insert(0, str(comfyui))

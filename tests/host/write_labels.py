@@ -9,7 +9,6 @@ entries.
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import comfyui
@@ -33,10 +32,7 @@ def _labels(schema: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    found = comfyui.find()
-    if found is None:
-        sys.exit("no ComfyUI found: set COMFYUI_PATH, or put one at ~/ComfyUI")
-    comfyui.boot(found)
+    comfyui.boot_or_exit()
     ours = {
         name: each.GET_SCHEMA()
         for name, each in comfyui.load_pack().items()

@@ -124,10 +124,9 @@ def _refusals(names: list[str]) -> str:
 
 
 def main() -> None:
-    found = comfyui.find()
-    if found is None or not RESULTS.exists():
-        sys.exit("run make sweep first, with a ComfyUI at hand")
-    comfyui.boot(found)
+    if not RESULTS.exists():
+        sys.exit("run make sweep first")
+    comfyui.boot_or_exit()
     sys.path += [str(Path(__file__).parent), str(comfyui.PACK / "tests" / "shared")]
     comfyui.load_pack()
     import torch

@@ -8,7 +8,6 @@ file is out of date.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import comfyui
@@ -59,10 +58,7 @@ def _layer(weight: str) -> str:
 
 
 def main() -> None:
-    found = comfyui.find()
-    if found is None:
-        sys.exit("no ComfyUI found: set COMFYUI_PATH, or put one at ~/ComfyUI")
-    comfyui.boot(found)
+    comfyui.boot_or_exit()
     comfyui.load_pack()
     import torch
 

@@ -9,7 +9,6 @@ and the numbers tell where the rows went. tests/host/test_other_names.py fails i
 from __future__ import annotations
 
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -171,10 +170,7 @@ def _part(rows, weight, count: int) -> str:
 
 
 def main() -> None:
-    found = comfyui.find()
-    if found is None:
-        sys.exit("no ComfyUI found: set COMFYUI_PATH, or put one at ~/ComfyUI")
-    comfyui.boot(found)
+    comfyui.boot_or_exit()
     comfyui.load_pack()
     import torch
 

@@ -14,10 +14,7 @@ import comfyui
 
 
 def main() -> None:
-    found = comfyui.find()
-    if found is None:
-        sys.exit("no ComfyUI found: set COMFYUI_PATH, or put one at ~/ComfyUI")
-    comfyui.boot(found)
+    comfyui.boot_or_exit()
     sys.path.append(str(comfyui.PACK))  # last: ComfyUI has packages of the same names
     import graphs
 
