@@ -12,94 +12,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from .model_row import BaseModel, FusedLayout, Recipe
 from .sigma_rules import DynamicShift, EmpiricalShift, LinearQuadratic, LogitNormal, MuLine, SigmaRule
-
-
-@dataclass(frozen=True)
-class FusedLayout:
-    """How diffusers names the rows of a model's fused layers.
-
-    blocks: the model's lists of blocks -> diffusers' lists. layers: block list -> layer -> diffusers' names for its
-    rows, in order; each takes as many rows as the layer has inputs, the last takes the rest. outside: layers outside
-    of the blocks. swapped: a layer that has shift before scale here and scale before shift in diffusers.
-    """
-
-    blocks: Mapping[str, str]
-    layers: Mapping[str, Mapping[str, tuple[str, ...]]]
-    outside: Mapping[str, str]
-    swapped: str
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Training settings. targets: see training/targets.py; optimizer: optimizers.py; init: training/lora_layers.py."""
-
-    rank: int = 16
-    alpha: float = 64.0
-    targets: str = "attention"
-    learning_rate: float = 5e-4
-    steps: int = 60
-    optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    caption_dropout: float = 0.0
-    init: str = "gaussian"
-    batch: int = 1
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """One base model.
-
-    name: what adapter files state. title: what users call it.
-    classes: ComfyUI's model classes. A class that derives from one of them is a model of its own until a row lists it.
-    configs, unet_config: ComfyUI's configuration classes, and settings, where a class is shared by several models.
-    sigma_rule: None means the host's own sigmas. pixels_per_token, latents_per_token: side of the square that one
-    token of the rule covers. frames_per_latent: how many frames of a video a latent frame holds after the first, for a
-    rule that counts the tokens of every latent frame; 0 for rules that count those of one.
-    module_patterns: regular expressions of module names, most telling first ("" where a place is empty).
-    same_names: diffusers and ComfyUI name the modules alike. diffusers_names: diffusers names them otherwise, and
-    ComfyUI knows those names too. fused: diffusers' names for fused layers; trains_parts: adapters train those parts,
-    which the paper and other tools know, not whole layers.
-    paper_targets: endings of the modules that the paper trains.
-    modelspec, kohya: the architecture as ModelSpec and kohya's files state it; "" means `name`.
-    teacher_cfg: guidance that the full-step model is usually sampled with.
-    latent_size: (height, width) in latents, for a model that paints one size only. pictures: whether its latents are
-    pictures or videos, not sound or shapes. one_at_a_time: it refuses batches. sigma_as_number: it takes the sigma out
-    of autograd.
-    earlier_names: what files of earlier versions of this pack call it.
-    own_turbo: how file names call a turbo version of the base itself.
-    """
-
-    name: str
-    title: str = ""
-    classes: tuple[str, ...] = ()
-    configs: tuple[str, ...] = ()
-    unet_config: Mapping[str, Any] = field(default_factory=dict)
-    sigma_rule: SigmaRule | None = None
-    frames_per_latent: int = 0
-    pixels_per_token: int = 16
-    latents_per_token: int = 2
-    module_patterns: tuple[str, ...] = ()
-    same_names: bool = False
-    diffusers_names: bool = False
-    fused: FusedLayout | None = None
-    trains_parts: bool = False
-    paper_targets: tuple[str, ...] = ()
-    recipe: Recipe = Recipe()
-    modelspec: str = ""
-    kohya: str = ""
-    teacher_cfg: float | None = None
-    latent_size: tuple[int, int] | None = None
-    pictures: bool = True
-    one_at_a_time: bool = False
-    sigma_as_number: bool = False
-    earlier_names: tuple[str, ...] = ()
-    own_turbo: str = ""
-
 
 _FLUX_SHIFT = DynamicShift("flux", tokens=(256, 4096), mu=(0.5, 1.15))
 _LTX_SHIFT = DynamicShift("ltxv", tokens=(1024, 4096), mu=(0.95, 2.05), terminal=0.1)
@@ -142,7 +59,7 @@ _UNET_NAMES = (r"^(input_blocks|middle_block|output_blocks|down_blocks|mid_block
 
 _ROWS = (
     BaseModel(
-        "qwen-image", "Qwen-Image", classes=("QwenImage",),
+        "qwen-image", "Qwen-Image", classes=("QwenImage",), known_configs=("QwenImage",),
         sigma_rule=DynamicShift("qwen-image", tokens=(256, 8192), mu=(0.5, 0.9), terminal=0.02),
         module_patterns=(r"^transformer_blocks\.\d+\.(img|txt)_(mlp|mod)\b", "", _ADDED_PROJ), same_names=True,
         paper_targets=(
@@ -153,8 +70,8 @@ _ROWS = (
         kohya="qwen_image", teacher_cfg=4,
     ),
     BaseModel(
-        "flux", "FLUX.1-dev", classes=("Flux",), sigma_rule=_FLUX_SHIFT, module_patterns=_FLUX_NAMES,
-        diffusers_names=True, fused=_FLUX_LAYOUT, trains_parts=True,
+        "flux", "FLUX.1-dev", classes=("Flux",), known_configs=("Flux", "FluxInpaint"), sigma_rule=_FLUX_SHIFT,
+        module_patterns=_FLUX_NAMES, diffusers_names=True, fused=_FLUX_LAYOUT, trains_parts=True,
         paper_targets=("to_q", "to_k", "to_v", "to_out.0"), recipe=Recipe(16, 64.0, "paper", 5e-4),
         modelspec="flux-1-dev", kohya="flux1", teacher_cfg=1,
     ),
@@ -176,7 +93,7 @@ _ROWS = (
         teacher_cfg=4, latent_size=(16, 16),
     ),
     BaseModel(
-        "flux2", classes=("Flux2",), module_patterns=_FLUX_NAMES, diffusers_names=True,
+        "flux2", classes=("Flux2",), known_configs=("Flux2",), module_patterns=_FLUX_NAMES, diffusers_names=True,
         sigma_rule=EmpiricalShift(
             "flux2", few=MuLine(10, 8.73809524e-05, 1.89833333), many=MuLine(200, 0.00016927, 0.45666666),
             most_tokens=4300,
@@ -185,18 +102,21 @@ _ROWS = (
     ),
     BaseModel("chroma", classes=("Chroma", "ChromaRadiance"), module_patterns=_FLUX_NAMES, diffusers_names=True),
     BaseModel(
-        "ltxv", classes=("LTXV",), sigma_rule=_LTX_SHIFT, pixels_per_token=32, latents_per_token=1,
-        frames_per_latent=8,
+        "ltxv", classes=("LTXV",), known_configs=("LTXV",), sigma_rule=_LTX_SHIFT, pixels_per_token=32,
+        latents_per_token=1, frames_per_latent=8,
     ),
     BaseModel(
-        "ltxav", classes=("LTXAV",), sigma_rule=_LTX_SHIFT, pixels_per_token=32, latents_per_token=1,
-        frames_per_latent=8,
+        "ltxav", "LTX-2", classes=("LTXAV",), known_configs=("LTXAV",), sigma_rule=_LTX_SHIFT, pixels_per_token=32,
+        latents_per_token=1, frames_per_latent=8, teacher_cfg=4,
     ),
     BaseModel(
-        "ideogram4", classes=("Ideogram4",), latents_per_token=1,
+        "ideogram4", classes=("Ideogram4",), known_configs=("Ideogram4",), latents_per_token=1,
         sigma_rule=LogitNormal("ideogram4", mean=0.5, spread=1.75, tokens=1024, highest=1 / (1 + math.exp(-9))),
     ),
-    BaseModel("genmomochi", classes=("GenmoMochi",), sigma_rule=LinearQuadratic("mochi", threshold=0.025)),
+    BaseModel(
+        "genmomochi", classes=("GenmoMochi",), known_configs=("GenmoMochi",),
+        sigma_rule=LinearQuadratic("mochi", threshold=0.025),
+    ),
     BaseModel("longcat-image", classes=("LongCatImage",), diffusers_names=True),
     BaseModel("mageflow", classes=("MageFlow",)),
     BaseModel(
@@ -224,10 +144,12 @@ _ROWS = (
         kohya="lumina2",
     ),
     BaseModel(
-        "z-image", classes=("ZImagePixelSpace",), configs=("ZImage",), module_patterns=_LUMINA_NAMES,
-        own_turbo=r"z[-_ ]?image", earlier_names=("lumina2",),
+        "z-image", "Z-Image", classes=("ZImagePixelSpace",), configs=("ZImage",), module_patterns=_LUMINA_NAMES,
+        teacher_cfg=4, own_turbo=r"z[-_ ]?image", earlier_names=("lumina2",),
     ),
-    BaseModel("minimaxh3", classes=("MiniMaxH3",), one_at_a_time=True, sigma_as_number=True),
+    BaseModel(
+        "minimaxh3", "MiniMax H3", classes=("MiniMaxH3",), one_at_a_time=True, sigma_as_number=True, teacher_cfg=1,
+    ),
     BaseModel("acestep", classes=("ACEStep",), pictures=False),
     BaseModel("triposplat", classes=("TripoSplat",), pictures=False),
     BaseModel("sd1", configs=("SD15",), module_patterns=_UNET_NAMES, modelspec="stable-diffusion-v1", kohya="sd_v1"),
@@ -259,7 +181,7 @@ def row_of_rule(rule: str) -> BaseModel:
 
 
 def identify(model_class: str, config_class: str, unet_config: Mapping[str, Any]) -> BaseModel:
-    """Return the row of a model of ComfyUI; a class that no row lists gets its own name in lower case.
+    """Return the row of a model of ComfyUI, or general rules under its own name in lower case if no row lists it.
 
     Args:
         model_class: the class in comfy.model_base.
@@ -271,7 +193,10 @@ def identify(model_class: str, config_class: str, unet_config: Mapping[str, Any]
     ]
     if rows:
         return max(rows, key=lambda row: len(row.unet_config))
-    return next((row for row in _ROWS if model_class in row.classes), BaseModel(model_class.lower()))
+    found = next((row for row in _ROWS if model_class in row.classes), None)
+    if found is None:
+        return BaseModel(model_class.lower())
+    return found if config_class in (found.known_configs or (config_class,)) else BaseModel(config_class.lower())
 
 
 def possible_bases(modules: Iterable[str]) -> frozenset[str]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..errors import AdapterError
-from ..models import MODELS, FusedLayout, base_model, titles
+from ..model_row import FusedLayout
+from ..models import MODELS, base_model, titles
 from . import other_names
 from .factors import Factor, scaled_exactly
 from .keys import has_diffusers_names

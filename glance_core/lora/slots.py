@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..low_rank import LowRank, linear_features
-from ..models import FusedLayout
+from ..model_row import FusedLayout
 from .diffusers import fused_rows
 from .factors import Factor
 from .keys import without_compiler

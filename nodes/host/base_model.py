@@ -12,7 +12,8 @@ import torch
 
 from ...glance_core.errors import GlanceError, ScheduleError
 from ...glance_core.lora.keys import without_compiler
-from ...glance_core.models import MODELS, BaseModel, identify
+from ...glance_core.model_row import BaseModel
+from ...glance_core.models import MODELS, identify
 from .nested import parts
 
 _COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -34,11 +35,17 @@ def is_known(patcher: Any) -> bool:
 
 
 def known_parent(patcher: Any) -> str | None:
-    """Return the nearest class with a row that this model's class derives from, if it has no row itself."""
+    """Return the nearest class with a row that a model without one is of, or derives from."""
     if is_known(patcher):
         return None
     listed = {name for row in MODELS.values() for name in row.classes}
-    return next((each.__name__ for each in type(patcher.model).__mro__[1:] if each.__name__ in listed), None)
+    return next((each.__name__ for each in type(patcher.model).__mro__ if each.__name__ in listed), None)
+
+
+def class_name(patcher: Any) -> str:
+    """Return the model's class, or its configuration's if a newer ComfyUI gives that class another configuration."""
+    name = type(patcher.model).__name__
+    return type(patcher.model.model_config).__name__ if name == known_parent(patcher) else name
 
 
 def describe(patcher: Any) -> str:

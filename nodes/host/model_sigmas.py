@@ -12,10 +12,11 @@ import torch
 
 from ...glance_core.errors import ScheduleError
 from ...glance_core.lora.metadata import PairMetadata
-from ...glance_core.models import RULES, BaseModel
+from ...glance_core.model_row import BaseModel
+from ...glance_core.models import RULES
 from ...glance_core.schedule.sigmas import HOST, LISTED, TEACHER_STEPS, check_falling, teacher_sigmas
 from ...glance_core.schedule.split import Split, parse_steps, split_steps
-from .base_model import base_of, check_flow, is_flow, is_known, known_parent
+from .base_model import base_of, check_flow, class_name, is_flow, is_known, known_parent
 from .log import log
 
 AUTO = "auto"
@@ -100,7 +101,7 @@ def model_sigmas(
 
 def _say_if_unknown(patcher: Any) -> None:
     """Log, once for each class of models, that no rule is known for it."""
-    name, parent = type(patcher.model).__name__, known_parent(patcher)
+    name, parent = class_name(patcher), known_parent(patcher)
     if is_known(patcher) or name in _unknown_models:
         return
     _unknown_models.add(name)

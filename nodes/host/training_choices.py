@@ -13,7 +13,7 @@ from ...glance_core.calibration.calibrate import Settings
 from ...glance_core.errors import TrainingError
 from ...glance_core.lora.metadata import PairMetadata
 from ...glance_core.lora.pair_writer import make_folder
-from ...glance_core.models import BaseModel
+from ...glance_core.model_row import BaseModel
 from ...glance_core.sampling.solver import Solver, guided_solver
 from ...glance_core.schedule.phase_schedule import build_schedule
 from ...glance_core.training.distill_plan import DistillPlan

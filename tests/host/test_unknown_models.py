@@ -6,6 +6,7 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.supported_models
 import comfy.supported_models_base
 import comfyui
 import pack
@@ -144,6 +145,20 @@ def test_a_class_derived_from_a_known_one_takes_the_hosts_sigmas_and_says_so_onc
         "from which it derives, may have others); if its workflow has a scheduler node, wire that node's sigmas"
     )
     assert caplog.messages.count(sentence) == 1 and caplog.text.count("no rule is known") == 1
+
+
+def test_a_known_class_with_a_newer_configuration_takes_the_hosts_sigmas_and_says_so(loras, caplog, not_named_yet):
+    model = tiny_models.build("qwen-image")
+    model.model.model_config.__class__ = type("QwenImage21", (comfy.supported_models.QwenImage,), {})
+    with caplog.at_level("WARNING", logger="glance"):
+        found = pack.scheduler(model, "qwen-image", STEPS, STEPS)
+    assert (
+        torch.allclose(found[:1], torch.ones(1))
+        and comfyui.pack_module("nodes.host.base_model").base_of(model).name == "qwenimage21"
+    )
+    assert not torch.allclose(found, pack.scheduler(tiny_models.build("qwen-image"), "qwen-image", STEPS, STEPS))
+    sentence = "the noise levels of QwenImage21, so auto takes the model's own (QwenImage, from which it derives, may"
+    assert caplog.text.count(sentence) == 1
 
 
 def test_a_pair_of_a_derived_class_states_it_and_is_not_taken_for_one_of_the_parent(loras, output):
