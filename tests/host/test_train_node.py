@@ -3,15 +3,12 @@
 from pathlib import Path
 
 import comfy.model_management
-import comfy.samplers
-import comfy.sd
 import comfyui
 import pack
 import pytest
 import tiny_models
 import torch
 import train_node
-from safetensors.torch import load_file
 
 from glance_core.lora.pair_check import check_pair
 from glance_core.lora.reader import read_adapter
@@ -35,67 +32,6 @@ def test_a_pair_is_trained_saved_and_loaded_and_the_base_is_bit_exact(name, lora
     patcher = comfyui.pack_module("nodes.host.patcher")
     assert patcher.pair_of(carrying) is not None and patcher.pair_of(model) is None
     assert not comfy.model_management.in_training
-
-
-@pytest.mark.parametrize("name", ["flux", "qwen-image", "sd1"])
-@pytest.mark.parametrize("stored", ["fp32", "fp8-stored"])
-def test_the_trained_function_is_the_loaded_function(name, stored, loras, output):
-    """The differentiable model of the last loss and the saved pair in a sampler agree on a velocity to 1e-5."""
-    built = {} if stored == "fp32" else {"dtype": torch.float8_e4m3fn, "manual_cast": torch.float32}
-    model = tiny_models.build(name, **built)
-    train_node.train(model, name, schedule="model", learning_rate=0.02, steps=6)
-    adapter = read_adapter(loras / "tiny_slow.safetensors")
-    x = torch.randn((1, *tiny_models.MODELS[name].latent), generator=torch.Generator().manual_seed(1))
-    sigma = torch.tensor([adapter.pair.sigmas[0]])
-    base, trained = training_velocities(model, name, adapter, x, sigma)
-    carrying, _ = pack.load_pair(model, "tiny_slow.safetensors", "tiny_fast.safetensors")
-    merged = comfy.sd.load_lora_for_models(model, None, load_file(loras / "tiny_slow.safetensors"), 1.0, 0)[0]
-    for patched, tolerance in ((carrying, 1e-5), (merged, 1e-5 if stored == "fp32" else None)):
-        sampled = sampling_velocity(patched, name, x, sigma)
-        error = (trained - sampled).norm() / sampled.norm()
-        change = (base - sampled).norm() / sampled.norm()
-        assert change > 1e-3
-        if tolerance:
-            assert error < tolerance
-
-
-def training_velocities(model, name, adapter, x, sigma):
-    """The velocities of the base and of the differentiable model with this adapter."""
-    glue = comfyui.pack_module("nodes.host.training_model")
-    lora_layers, student, forward_patches = (
-        comfyui.pack_module(f"glance_core.training.{module}")
-        for module in ("lora_layers", "student", "autograd.forward_patches")
-    )
-
-    def work(conditioned, latents):
-        chosen = glue.trained_slots(model, "attention")
-        slots = {slot: chosen[slot] for slot in adapter.factors}
-        learner = glue.student_of(model, conditioned.velocity(1.0), slots, False)
-        layers = lora_layers.LoraLayers(learner.slots, lora_layers.LoraSettings(2, 4.0), "slow", 0)
-        for slot in learner.slots:
-            down, up = layers.pair(slot)
-            down.detach().copy_(adapter.factors[slot].down)
-            up.detach().copy_(adapter.factors[slot].up)
-        base = learner.velocity(x, sigma, torch.tensor([0]))
-        with forward_patches.patched_forwards(student.training_forwards(learner, layers)):
-            return base, learner.velocity(x, sigma, torch.tensor([0])).detach()
-
-    latents = tiny_models.empty_latent(name)["samples"]
-    inputs = glue.TrainingInputs(model, tiny_models.conditioning(name, 1), [], latents, seed=0)
-    return glue.with_loaded_model(inputs, work)
-
-
-def sampling_velocity(model, name, x, sigma):
-    """The velocity at x in a run of ComfyUI's sampler."""
-    seen = []
-
-    def one_step(inner, noise, sigmas, extra_args=None, **_):
-        denoised = inner(x, sigma, **(extra_args or {}))
-        seen.append((x - denoised) / sigma)
-        return noise
-
-    pack.host_sample(model, name, torch.tensor([1.0, 0.0]), sampler=comfy.samplers.KSAMPLER(one_step))
-    return seen[0]
 
 
 @pytest.mark.parametrize("fold_guidance", [False, True])

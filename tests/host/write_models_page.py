@@ -27,8 +27,11 @@ COLUMNS = {
         "test_the_teacher_ends_where_comfyuis_own_sampler_ends",
     ),
     "gradients": ("test_gradients_are_those_of_central_differences",),
+    "training": ("test_the_trained_function_is_the_loaded_function",),
     "trained files": ("test_a_trained_pair_loads_whole_in_comfyuis_own_loader",),
+    "other nodes": ("test_previews_comparison_and_calibration_run",),
 }
+_OF_TRAINING = {"gradients", "training", "trained files", "other nodes"}
 HEAD = """\
 # Models
 
@@ -39,7 +42,9 @@ What `make sweep` shows on tiny models of ComfyUI {version}'s own classes, on a 
   The bare model has the same bits afterwards.
 - **full run**: the pack's full run ends where ComfyUI's own Euler ends, below 1e-5.
 - **gradients**: backward equals central differences, to 1e-3, with and without checkpointing.
+- **training**: the function that was trained, the saved pair in a sampler, and ComfyUI's own merge agree, below 1e-5.
 - **trained files**: a pair that was trained here loads in ComfyUI's own LoRA loader without losing a key.
+- **other nodes**: training with previews, Glance Compare and Calibrate Glance run.
 - **noise levels**: what *schedule* `auto` takes. `model` means the model's own, as ComfyUI's scheduler `simple` gives
   them.
 
@@ -94,8 +99,8 @@ def page(results: Path) -> str:
     lines = [f"| model | ComfyUI's class | {' | '.join(COLUMNS)} | noise levels |", "|---" * (len(COLUMNS) + 3) + "|"]
     for name in names:
         model = tiny_models.build(name)
-        refused = {"gradients", "trained files"} if name in (*NEXT_SIGMA, *NOT_DIFFERENTIABLE) else set()
-        refused |= {"full run"} if name in NEXT_SIGMA else set()
+        refused = _OF_TRAINING if name in (*NEXT_SIGMA, *NOT_DIFFERENTIABLE) else set()
+        refused = refused | {"full run"} if name in NEXT_SIGMA else refused
         cells = ["refused" if column in refused else cell(found, tests, name) for column, tests in COLUMNS.items()]
         lines.append(f"| `{name}` | {type(model.model).__name__} | {' | '.join(cells)} | {rule_of(model)} |")
     failed = int(suite.get("failures")) + int(suite.get("errors"))
