@@ -1,5 +1,8 @@
 """Control nets, reference pictures and first frames reach teacher and student as they reach ComfyUI's own sampler."""
 
+import re
+
+import adapters
 import comfy.controlnet
 import comfy.ldm.flux.controlnet
 import comfy.model_management
@@ -10,6 +13,7 @@ import pytest
 import tiny_models
 import torch
 import train_node
+from test_trained_pairs import Pixels
 from test_training_inputs import teacher_of
 
 
@@ -87,6 +91,19 @@ def test_teacher_ends_where_comfyuis_own_sampler_ends(given):
     assert pack.relative(ours, theirs) < 1e-5
     free, _ = teacher_of(model, name, latent)
     assert pack.relative(ours, free) > 1e-3, "the input has no effect, so the test could not fail"
+
+
+def test_comparison_gives_every_row_the_same(given, loras):
+    """An idle pair is the base on the same steps, so that its row tells whether both saw the input."""
+    name, (positive, negative) = given
+    model = tiny_models.build(name)
+    with_pair, _ = pack.load_pair(model, *adapters.save_pair(model, loras), 0.0, 0.0)
+    compare, latent = pack.node("GlanceCompare"), tiny_models.empty_latent(name)
+    inputs = (latent, Pixels(), 7, 1.0, "euler")
+    table = compare.execute(model, with_pair, positive, negative, *inputs).args[1]
+    plain = compare.execute(model, with_pair, *prompts_of(name), *inputs).args[1]
+    found, free = (re.findall(r"^\| (?:pair|base, euler) .* \| (\S+) ", each, re.M) for each in (table, plain))
+    assert len(found) == 3 and found != free, "the comparison did not see it"
 
 
 def test_student_learns_with_it_and_the_loaded_pair_is_the_trained_one(given, loras, output):

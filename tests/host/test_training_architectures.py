@@ -80,7 +80,7 @@ def test_layers_of_a_group_that_no_gradient_reaches_are_left_out_and_counted_onc
 
 
 # Those of several parts are in test_video_with_sound.py.
-ONE_PART = [name for name in EVERY if not isinstance(tiny_models.tiny(name).latent, list)]
+ONE_PART = [name for name in [*EVERY, *NOT_DIFFERENTIABLE] if not isinstance(tiny_models.tiny(name).latent, list)]
 
 
 @pytest.mark.parametrize("name", ONE_PART if os.environ.get("GLANCE_SWEEP") else ["z-image", "krea2"])
