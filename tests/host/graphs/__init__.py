@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from . import blocks, combined, edit, embedded, families, training, video
+from . import blocks, combined, edit, embedded, families, training
 from .builder import Graph
 from .family_models import FAMILIES
 from .models import FLUX_DEV, QWEN_IMAGE
@@ -31,8 +31,6 @@ WORKFLOWS: Mapping[str, Callable[[Graph], None]] = {
     "glance_flux_dev_text_to_image_8_steps": partial(text_to_image, model=FLUX_DEV, slow_steps=3),
     "glance_flux_dev_compare": partial(training.compare, model=FLUX_DEV),
     "glance_flux_dev_train_one_picture": partial(training.train_one_picture, model=FLUX_DEV),
-    "glance_wan_text_to_video": video.text_to_video,
-    "glance_wan_train_on_prompts": video.train_on_prompts,
 } | {
     f"glance_{family.model.key}_{name}": partial(made, family=family)
     for family in FAMILIES

@@ -107,6 +107,7 @@ WAN_NEGATIVE = (
 )
 
 _KREA2 = f"{HUB}/Comfy-Org/Krea-2/resolve/main"
+_WAN_TEXT = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 _WAN22 = f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
 _MINIMAX = f"{HUB}/Comfy-Org/MiniMax-H3/resolve/main"
 
@@ -126,11 +127,28 @@ KREA2_TURBO = Model(
     split=(2, 2),
 )
 
+WAN21 = Model(
+    key="wan",
+    name="Wan 2.1 T2V 1.3B",
+    unet=file_at("diffusion_models", f"{WAN_FILES}/diffusion_models", "wan2.1_t2v_1.3B_fp16.safetensors", 2.8),
+    encoders=(file_at("text_encoders", f"{WAN_FILES}/text_encoders", _WAN_TEXT, 6.7),),
+    encoder_type="wan",
+    vae=file_at("vae", f"{WAN_FILES}/vae", "wan_2.1_vae.safetensors", 0.3),
+    slow="my_glance_wan_slow.safetensors",
+    fast="my_glance_wan_fast.safetensors",
+    cfg=6,
+    negative=WAN_NEGATIVE,
+    latent="EmptyHunyuanLatentVideo",
+    shift=("ModelSamplingSD3", 8.0),
+    steps=30,
+    scheduler="BasicScheduler",
+)
+
 WAN22_5B = Model(
     key="wan22_5b",
     name="Wan 2.2 5B",
     unet=file_at("diffusion_models", f"{_WAN22}/diffusion_models", "wan2.2_ti2v_5B_fp16.safetensors"),
-    encoders=(file_at("text_encoders", f"{WAN_FILES}/text_encoders", "umt5_xxl_fp8_e4m3fn_scaled.safetensors"),),
+    encoders=(file_at("text_encoders", f"{WAN_FILES}/text_encoders", _WAN_TEXT),),
     encoder_type="wan",
     vae=file_at("vae", f"{_WAN22}/vae", "wan2.2_vae.safetensors"),
     slow="my_glance_wan22_5b_slow.safetensors",
@@ -190,6 +208,7 @@ FAMILIES = (
     Family(FLUX2_DEV),
     Family(FLUX2_KLEIN),
     Family(KREA2_TURBO),
+    Family(WAN21, Videos(width=832, height=480, frames=33, fps=16.0)),
     Family(WAN22_5B, Videos(with_vae=True)),
     Family(
         MINIMAX_H3,

@@ -105,18 +105,6 @@ QWEN_IMAGE_EDIT = Model(
     cfg=4,
 )
 
-WAN = Model(
-    key="wan",
-    name="Wan 2.1 T2V 1.3B",
-    unet=file_at("diffusion_models", f"{WAN_FILES}/diffusion_models", "wan2.1_t2v_1.3B_fp16.safetensors", 2.8),
-    encoders=(file_at("text_encoders", f"{WAN_FILES}/text_encoders", "umt5_xxl_fp8_e4m3fn_scaled.safetensors", 6.7),),
-    encoder_type="wan",
-    vae=file_at("vae", f"{WAN_FILES}/vae", "wan_2.1_vae.safetensors", 0.3),
-    slow="my_glance_wan_slow.safetensors",
-    fast="my_glance_wan_fast.safetensors",
-    cfg=6,
-)
-
 ILLUSTRATION = file_at(
     "loras", f"{HUB}/alvdansen/illustration-1.0-qwen-image/resolve/main", "illustration-1.0-qwen-image.safetensors"
 )
