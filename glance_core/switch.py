@@ -7,37 +7,51 @@ in it. Switching moves one pointer per target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from .change import BoundChange, Change
 from .errors import SwitchError
 from .low_rank import Bound, Branch, LowRank, add_convolution, add_linear, check_call, features, is_convolution
 
 Strengths = Sequence[Sequence[float]]  # for each phase, the strength of each adapter; 0 costs nothing
+Update: TypeAlias = LowRank | Change
+Answer: TypeAlias = Bound | BoundChange
 _UNSET = object()
 
 
 class PhaseWeights(nn.Module):
-    """All adapters' branches by target, as an nn.Module, so that a host can place and count its memory.
+    """All adapters' updates by target, as an nn.Module, so that a host can place and count its memory.
+
+    Low-rank updates of one target share a branch, unless another kind of change comes between them: in the order of the
+    adapters, each acts on what those before it make of the module.
 
     adapters: each adapter's target name -> updates.
     """
 
-    def __init__(self, adapters: Sequence[Mapping[str, Sequence[LowRank]]], dtype: torch.dtype):
+    def __init__(self, adapters: Sequence[Mapping[str, Sequence[Update]]], dtype: torch.dtype):
         super().__init__()
         self.adapter_count = len(adapters)
         self.targets = tuple(dict.fromkeys(name for each in adapters for name, updates in each.items() if updates))
-        self.branches = nn.ModuleList(Branch([each.get(name, ()) for each in adapters], dtype) for name in self.targets)
+        self.updates = nn.ModuleList()
+        self._of_target: dict[str, list[Branch | _Changed]] = {}
+        for name in self.targets:
+            every = [(adapter, update) for adapter, each in enumerate(adapters) for update in each.get(name, ())]
+            self._of_target[name] = [*_stacked(every, self.adapter_count, dtype)]
+            self.updates.extend(each.change if isinstance(each, _Changed) else each for each in self._of_target[name])
 
-    def on(self, device: torch.device, strengths: Strengths) -> dict[str, tuple[tuple[Bound, ...], ...]]:
+    def on(self, device: torch.device, strengths: Strengths) -> dict[str, tuple[tuple[Answer, ...], ...]]:
         """Return what answers on each target in each phase. Targets without an answer in any phase are left out."""
         bound = {}
-        for name, branch in zip(self.targets, self.branches, strict=True):
-            phases = branch.on(device, strengths)  # type: ignore[operator]
+        for name in self.targets:
+            each = [update.on(device, strengths) for update in self._of_target[name]]
+            phases = tuple(tuple(itertools.chain.from_iterable(phase)) for phase in zip(*each, strict=True))
             if any(phases):
                 bound[name] = phases
         return bound
@@ -48,6 +62,27 @@ class PhaseWeights(nn.Module):
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
 
+@dataclass(frozen=True)
+class _Changed:
+    """A change of another kind, and whose it is."""
+
+    adapter: int
+    change: Change
+
+    def on(self, device: torch.device, phases: Strengths) -> tuple[tuple[BoundChange, ...], ...]:
+        return self.change.on(device, [strengths[self.adapter] for strengths in phases])
+
+
+def _stacked(every: Sequence[tuple[int, Update]], count: int, dtype: torch.dtype) -> Iterator[Branch | _Changed]:
+    """Yield the updates of one target by (adapter, update), low-rank ones that follow each other as one branch."""
+    for low_rank, group in itertools.groupby(every, key=lambda each: isinstance(each[1], LowRank)):
+        members = list(group)
+        if low_rank:
+            yield Branch([[u for of, u in members if of == a and isinstance(u, LowRank)] for a in range(count)], dtype)
+        else:
+            yield from (_Changed(adapter, change) for adapter, change in members if isinstance(change, Change))
+
+
 class _Target:
     """One wrapped module: `hook` replaces its forward while the switch is installed."""
 
@@ -55,8 +90,8 @@ class _Target:
         self.name, self.module = name, module
         self.add = add_convolution if is_convolution(module) else add_linear
         self.sized = features(module) is not None
-        self.active: tuple[Bound, ...] = ()  # several only if an adapter between them is off
-        self.bound: tuple[tuple[Bound, ...], ...] = ()  # by phase
+        self.active: tuple[Answer, ...] = ()  # several branches only if what is between them is off or no branch
+        self.bound: tuple[tuple[Answer, ...], ...] = ()  # by phase
         self.called = False
         self.inner: Callable[..., Any] = module.forward
         self.previous: Any = _UNSET
@@ -64,13 +99,20 @@ class _Target:
         self.hook = self._forward  # one bound method, so that a compiled graph recognises it
 
     def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        y = self.inner(x, *args, **kwargs)
         self.called = True
-        for bound in self.active:
+        return self._answer(len(self.active), x, args, kwargs)
+
+    def _answer(self, count: int, x: Tensor, args: Any, kwargs: Any) -> Any:
+        """Return the output with the first `count` of what answers now."""
+        if count == 0:
+            return self.inner(x, *args, **kwargs)
+        last = self.active[count - 1]
+        if isinstance(last, Bound):
+            y = self._answer(count - 1, x, args, kwargs)
             if not self.sized:
-                check_call(self.name, x, y, bound)
-            y = self.add(self.module, x, y, bound)
-        return y
+                check_call(self.name, x, y, last)
+            return self.add(self.module, x, y, last)
+        return last.answer(self.module, x, lambda changed: self._answer(count - 1, changed, args, kwargs))
 
     def wrap(self) -> None:
         while isinstance(below := getattr(self.module.forward, "__self__", None), _Target) and below.stranded:

@@ -151,7 +151,7 @@ def test_an_update_of_another_size_is_rejected():
 def test_weights_are_cast_once_and_moved_only_if_they_are_elsewhere():
     weights = PhaseWeights(two_phases(), torch.bfloat16)
     assert {p.dtype for p in weights.parameters()} == {torch.bfloat16}
-    branch = weights.branches[weights.targets.index("proj")]
+    branch = weights.updates[weights.targets.index("proj")]
     ((first,), (second,)) = weights.on(CPU, EACH)["proj"]
     assert first.down.data_ptr() == branch.down.data_ptr()
     assert second.down.untyped_storage().data_ptr() == branch.down.untyped_storage().data_ptr()
