@@ -83,16 +83,27 @@ class NormDifference(Change):
                 self.keep(name, tensor, dtype)
 
     def bind(self, tensors: dict[str, Tensor], strength: float) -> BoundChange:
-        return _NormDifference(tensors.get("weight"), tensors.get("bias"), strength)
+        return BoundNormDifference(tensors.get("weight"), tensors.get("bias"), strength)
 
 
 @dataclass(frozen=True)
-class _NormDifference:
+class BoundNormDifference:
+    """The same on one device, with its strength."""
+
     weight: Tensor | None
     bias: Tensor | None
     strength: float
 
+    def changed(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the changed weight and bias."""
+        if self.weight is not None:
+            weight = weight + self.strength * self.weight.to(weight)
+        if self.bias is not None and bias is not None:
+            bias = bias + self.strength * self.bias.to(bias)
+        return weight, bias
+
     def answer(self, module: Any, x: Tensor, before: Before) -> Tensor:
+        """Return the output of the changed norm for x."""
         y = before(x)
         weight, bias = (None if each is None else self.strength * each.to(y) for each in (self.weight, self.bias))
         if isinstance(module, nn.LayerNorm):

@@ -92,7 +92,7 @@ class _Target:
         self.sized = features(module) is not None
         self.active: tuple[Answer, ...] = ()  # several branches only if what is between them is off or no branch
         self.bound: tuple[tuple[Answer, ...], ...] = ()  # by phase
-        self.called = False
+        self.called = self.changing = False  # changing: inside of a change's own answer
         self.inner: Callable[..., Any] = module.forward
         self.previous: Any = _UNSET
         self.wrapped = self.stranded = False
@@ -112,7 +112,11 @@ class _Target:
             if not self.sized:
                 check_call(self.name, x, y, last)
             return self.add(self.module, x, y, last)
-        return last.answer(self.module, x, lambda changed: self._answer(count - 1, changed, args, kwargs))
+        outer, self.changing = self.changing, True
+        try:
+            return last.answer(self.module, x, lambda changed: self._answer(count - 1, changed, args, kwargs))
+        finally:
+            self.changing = outer
 
     def wrap(self) -> None:
         while isinstance(below := getattr(self.module.forward, "__self__", None), _Target) and below.stranded:
@@ -247,6 +251,16 @@ def has_active_branch(module: nn.Module) -> bool:
             return True
         target = getattr(target.inner, "__self__", None)
     return False
+
+
+def changes_read_now(module: nn.Module) -> Iterator[BoundChange]:
+    """Yield the changes that answer on the module, for a host that reads its weight without calling it."""
+    target = getattr(module.forward, "__self__", None)
+    while isinstance(target, _Target):
+        if not target.changing:
+            target.called = target.called or bool(target.active)
+            yield from (each for each in target.active if not isinstance(each, Bound))
+        target = getattr(target.inner, "__self__", None)
 
 
 def find_module(root: nn.Module, name: str) -> nn.Module:

@@ -53,6 +53,31 @@ class Bias:
     source: str
 
 
+@dataclass(frozen=True)
+class Other:
+    """What another method than plain LoRA has for one module.
+
+    method: its name. tensors: by ending, as ComfyUI names them after the module. source: the module's name as the file
+    writes it.
+    """
+
+    method: str
+    tensors: Mapping[str, torch.Tensor]
+    source: str
+
+
+_ENDINGS = {keys.DOWN: "lora_down.weight", keys.UP: "lora_up.weight", keys.ALPHA: "alpha"}
+
+
+def checked_other(name: str, module: str, source: str, method: str, roles: Mapping[str, torch.Tensor]) -> Other:
+    """Return what a file's tensors by ending make. Raises AdapterError for numbers that are none."""
+    for role, tensor in roles.items():
+        _check_numbers(name, module, role, tensor)
+        if role == keys.ALPHA and tensor.numel() != 1:
+            raise AdapterError(f"{name}: alpha of {module} has shape {tuple(tensor.shape)}; it must be one number")
+    return Other(method, {_ENDINGS.get(role, role): _readable(tensor) for role, tensor in roles.items()}, source)
+
+
 def checked_bias(name: str, module: str, source: str, stated: tuple[str, torch.Tensor], factor: Factor | None) -> Bias:
     """Return the bias that a file's (style, tensor) makes. Raises AdapterError if it makes none.
 

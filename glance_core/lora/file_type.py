@@ -169,8 +169,12 @@ _NAMED_LIKE_A_LORA = re.compile(r"lora|vera_lambda", re.IGNORECASE)
 _PART = re.compile(r"-0*(\d{1,5})-of-0*(\d{1,5})\b")
 
 
-def check_has_lora(name: str, keys: Collection[str]) -> None:
-    """Raise AdapterError, saying what the file is, unless it holds a LoRA or another method of this kind."""
+def check_has_lora(name: str, keys: Collection[str], every_method: bool = False) -> None:
+    """Raise AdapterError, saying what the file is, unless it holds a LoRA or another method of this kind.
+
+    Args:
+        every_method: whether a file of full weight changes is one too.
+    """
     for key in keys:
         for pattern, what, folder in _OTHER_ADAPTERS:
             if pattern.search(key):
@@ -178,7 +182,13 @@ def check_has_lora(name: str, keys: Collection[str]) -> None:
                     f"{name}: {key} belongs to {what}; put it into {folder}, load it with a node for that, and choose "
                     "a LoRA here"
                 )
-    parsed = [key for key in keys if _is_factor(key) or (names.other_method(key) and not names.is_full_change(key))]
+    parsed = [
+        key
+        for key in keys
+        if _is_factor(key)
+        or (names.other_method(key) and not names.is_full_change(key))
+        or (every_method and names.parse_other(key))
+    ]
     if any(not names.is_text_encoder(key) for key in parsed):
         return
     first = f" (the first is {next(iter(keys))})" if keys else ""

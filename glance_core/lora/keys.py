@@ -57,6 +57,11 @@ _OTHER_METHODS = {
     ".diff_m": "changes of modulation vectors",
     ".diff": "full weight changes",
 }
+# Endings that ComfyUI's own adapter classes and its loader read, of methods that act without the base's weight.
+_READABLE = re.compile(
+    r"\.(hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|oft_blocks|rescale|[ab][12]\.weight|lora_mid\.weight"
+    r"|diff|w_norm|b_norm)$"
+)
 # Beside factors, only control LoRAs have these: norms of their own, under their publisher's name or ComfyUI's, and a
 # wider input layer.
 _OF_CONTROL_LORAS = ("_norm.scale", "_norm.set_weight", ".reshape_weight")
@@ -113,6 +118,15 @@ def parse_key(key: str) -> Key | None:
 def other_method(key: str) -> str | None:
     """Return the adapter method that this key belongs to, if that is not plain LoRA."""
     return next((method for mark, method in _OTHER_METHODS.items() if _is_marked(key, mark)), None)
+
+
+def parse_other(key: str) -> Key | None:
+    """Return the parts of a key of another method than plain LoRA that ComfyUI reads; the role is the key's ending."""
+    found = _READABLE.search(key)
+    if found is None or found.start() == 0:
+        return None
+    source = key[: found.start()]
+    return Key(source, module_name(source), found[1], other_method(key) or "OFT")
 
 
 def _is_marked(key: str, mark: str) -> bool:

@@ -19,7 +19,7 @@ import torch
 from ..errors import AdapterError
 from ..models import possible_bases
 from . import file_type, keys
-from .factors import Bias, Factor, checked_bias, checked_factor
+from .factors import Bias, Factor, Other, checked_bias, checked_factor, checked_other
 from .metadata import PairMetadata, read_metadata
 from .safetensors_io import read_tensors
 from .scale import StatedScale
@@ -32,7 +32,8 @@ class Adapter:
     """A read file.
 
     factors, biases: by module name, without prefix. styles: how its tensors are named. pair: what it says about itself.
-    skipped: keys that are not part of a LoRA. assumed, remarks: sentences for the user.
+    skipped: keys that are not part of a LoRA. assumed, remarks: sentences for the user. others: modules that another
+    method than plain LoRA changes.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Adapter:
     assumed: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     biases: Mapping[str, Bias] = field(default_factory=dict)
+    others: Mapping[str, Other] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -53,7 +55,7 @@ class Adapter:
     @property
     def bases(self) -> frozenset[str]:
         """The base models it can belong to: the stated one, else those that its module names fit."""
-        return frozenset([self.pair.base]) if self.pair.base else possible_bases(self.factors)
+        return frozenset([self.pair.base]) if self.pair.base else possible_bases([*self.factors, *self.others])
 
     @property
     def parameters(self) -> int:
@@ -89,7 +91,7 @@ class Adapter:
 class _Sorted:
     """A file's tensors by module and role, and the keys that are not part of a LoRA.
 
-    biases: (style, tensor) by module.
+    biases: (style, tensor) by module. others: tensors of other methods, by module and ending.
     """
 
     modules: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -98,15 +100,20 @@ class _Sorted:
     styles: set[str] = field(default_factory=set)
     skipped: list[str] = field(default_factory=list)
     text_encoder: int = 0
+    others: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    methods: dict[str, str] = field(default_factory=dict)
 
 
 def read_adapter(
-    path: str | os.PathLike[str], rename: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
+    path: str | os.PathLike[str],
+    rename: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None,
+    every_method: bool = False,
 ) -> Adapter:
     """Read and check one LoRA file.
 
     Args:
         rename: gives the tensors of a few trainers the usual names, as a host's own loader does.
+        every_method: also read LoHa, LoKr, OFT, GLoRA, Tucker factors, and differences of weights and norms.
 
     Raises:
         AdapterError: for anything that cannot be applied whole.
@@ -115,8 +122,8 @@ def read_adapter(
     tensors, metadata = read_tensors(path)
     if rename is not None:
         tensors = rename(tensors)
-    file_type.check_has_lora(path.name, tensors)
-    found = _sorted_by_module(path.name, tensors)
+    file_type.check_has_lora(path.name, tensors, every_method)
+    found = _sorted_by_module(path.name, tensors, every_method)
     scales = StatedScale(path, metadata)
     factors = {
         module: checked_factor(path, module, found.sources[module], roles, scales)
@@ -136,10 +143,14 @@ def read_adapter(
             module: checked_bias(path.name, module, found.sources[module], stated, factors.get(module))
             for module, stated in found.biases.items()
         },
+        {
+            module: checked_other(path.name, module, found.sources[module], found.methods[module], given)
+            for module, given in found.others.items()
+        },
     )
 
 
-def _sorted_by_module(name: str, tensors: Mapping[str, torch.Tensor]) -> _Sorted:
+def _sorted_by_module(name: str, tensors: Mapping[str, torch.Tensor], every_method: bool) -> _Sorted:
     found = _Sorted()
     for key, tensor in tensors.items():
         if keys.is_text_encoder(key):
@@ -150,11 +161,12 @@ def _sorted_by_module(name: str, tensors: Mapping[str, torch.Tensor]) -> _Sorted
                 f"{name}: this is a control LoRA ({key}), which replaces norms or widens a layer, so it cannot switch "
                 "phases; load it with Load LoRA before Load Glance LoRA"
             )
-        method = keys.other_method(key)
-        if method:
-            raise AdapterError(
-                f"{name}: {key} belongs to {method}, and only plain LoRA can switch phases; convert it to LoRA first"
-            )
+        other = keys.parse_other(key) if every_method else None
+        if other is not None:
+            found.others.setdefault(other.module, {})[other.role] = tensor
+            found.sources[other.module], found.methods[other.module] = other.source, other.style
+            continue
+        _check_method(name, key, every_method)
         parsed = keys.parse_key(key)
         if parsed is None:
             found.skipped.append(key)
@@ -170,6 +182,7 @@ def _sorted_by_module(name: str, tensors: Mapping[str, torch.Tensor]) -> _Sorted
         found.sources[parsed.module] = parsed.source
         if parsed.role == keys.DOWN:
             found.styles.add(parsed.style)
+    _complete_others(name, found)
     for module in [
         m for m, roles in found.modules.items() if roles.keys() == {keys.ALPHA}
     ]:  # other layers have one too
@@ -179,12 +192,40 @@ def _sorted_by_module(name: str, tensors: Mapping[str, torch.Tensor]) -> _Sorted
     return found
 
 
+def _check_method(name: str, key: str, every_method: bool) -> None:
+    """Raise AdapterError for a key of a method that is not read here."""
+    method = keys.other_method(key)
+    if method and every_method:
+        raise AdapterError(
+            f"{name}: {key} belongs to {method}, which cannot change in mid-run; use Load LoRA, or convert the file to "
+            "plain LoRA"
+        )
+    if method:
+        or_use = ", or use Load LoRA by Noise Level" if keys.parse_other(key) else ""
+        raise AdapterError(
+            f"{name}: {key} belongs to {method}, and a Glance pair is plain LoRA; convert it to LoRA first{or_use}"
+        )
+
+
+def _complete_others(name: str, found: _Sorted) -> None:
+    """Move what belongs to modules of other methods there: their alpha, and the factors around a Tucker factor."""
+    for module, tensors in found.others.items():
+        roles = found.modules.pop(module, {})
+        tucker = "lora_mid.weight" in tensors
+        if not tucker and roles.keys() - {keys.ALPHA}:
+            raise AdapterError(
+                f"{name}: module {module} has LoRA factors and {found.methods[module]}, of which ComfyUI would drop "
+                "one; get a file without one of them"
+            )
+        tensors |= roles
+
+
 def _check_skipped(name: str, found: _Sorted) -> None:
     """Raise AdapterError for a tensor whose loss would change what the rest means.
 
     That is one of a module with factors, or a whole layer that was trained beside them.
     """
-    sources = {found.sources[module] for module in found.modules}
+    sources = {found.sources[module] for module in [*found.modules, *found.others]}
     for key in found.skipped:
         ends = [dot.start() for dot in re.finditer(r"\.", key)]
         if any(key[:end] in sources for end in ends):
@@ -203,9 +244,7 @@ def _assumed(found: _Sorted, pair: PairMetadata, factors: Mapping[str, Factor]) 
     """Return what was assumed beside scales, one sentence each."""
     assumed = []
     if found.text_encoder:
-        assumed.append(
-            f"{found.text_encoder} text-encoder tensors left out: a Glance pair changes only the diffusion model"
-        )
+        assumed.append(f"{found.text_encoder} text-encoder tensors left out: only the diffusion model changes")
     if found.skipped:
         more = ", ..." if len(found.skipped) > 3 else ""
         assumed.append(

@@ -10,23 +10,25 @@ from typing import Any
 import comfy.lora
 import torch
 
+from ...glance_core.change import NormDifference, is_norm
 from ...glance_core.errors import AdapterError
-from ...glance_core.lora.factors import Bias, Factor
+from ...glance_core.lora.factors import Bias, Factor, Other
 from ...glance_core.lora.keys import spellings, without_compiler
 from ...glance_core.lora.other_names import host_part, swapped_halves
 from ...glance_core.lora.reader import Adapter
 from ...glance_core.lora.slots import is_linear
 from ...glance_core.low_rank import LowRank, check_update, features, is_convolution
 from ...glance_core.models import KNOWN_BY_NAMES
-from ...glance_core.switch import find_module
+from ...glance_core.switch import Update, find_module
 from .base_model import base_of, compute_dtype, describe
+from .other_methods import Place, update_of_parameter, updates_of_layer
 
 
 @dataclass(frozen=True)
 class Matched:
     """An adapter's updates by module (path from the model's root), how many modules matched, and those that did not."""
 
-    updates: Mapping[str, tuple[LowRank, ...]]
+    updates: Mapping[str, tuple[Update, ...]]
     modules: int
     unmatched: tuple[str, ...]
 
@@ -66,38 +68,60 @@ def match(adapter: Adapter, patcher: Any, keys: Mapping[str, Any]) -> Matched:
     """
     check_base(adapter, patcher)
     dtype = compute_dtype(patcher)
-    updates: dict[str, list[LowRank]] = {}
+    updates: dict[str, list[Update]] = {}
     unmatched: dict[str, None] = {}
-    for module, part in [*adapter.factors.items(), *adapter.biases.items()]:
-        target = _find(keys, part.source, module) or _find_by_other_name(keys, patcher, module)
+    for module, part in [*adapter.factors.items(), *adapter.biases.items(), *adapter.others.items()]:
+        name, target = f"{adapter.name}: {module}", _find(keys, part.source, module)
+        if isinstance(part, Other) and target is not None and not target.weight.endswith(".weight"):
+            owner, _, parameter = target.weight.rpartition(".")
+            found = update_of_parameter(name, find_module(patcher.model, owner), parameter, part, dtype)
+            updates.setdefault(owner, []).append(found)
+            continue
+        if target is None or not target.weight.endswith(".weight"):
+            target = _find_by_other_name(keys, patcher, module)
         if target is None:
             unmatched[module] = None
             continue
-        name, path = f"{adapter.name}: {module}", target.weight.removesuffix(".weight")
+        path = target.weight.removesuffix(".weight")
         layer = find_module(patcher.model, path)
-        if isinstance(part, Factor):
-            _check_kind(name, layer)
-            update = _update(name, _shaped(part, layer), target)
-        else:
-            update = _bias_update(name, part, layer, target)
-        check_update(layer, name, update)
-        _check_width(name, patcher.patches.get(target.weight), layer, update)
-        updates.setdefault(path, []).append(replace(update, down=update.down.to(dtype), up=update.up.to(dtype)))
-    modules = adapter.factors.keys() | adapter.biases.keys()
+        for update in _updates(name, part, layer, target, dtype):
+            if isinstance(update, LowRank):
+                check_update(layer, name, update)
+                _check_width(name, patcher.patches.get(target.weight), layer, update)
+                update = replace(update, down=update.down.to(dtype), up=update.up.to(dtype))
+            updates.setdefault(path, []).append(update)
+    modules = adapter.factors.keys() | adapter.biases.keys() | adapter.others.keys()
     matched = len(modules) - len(unmatched)
     if matched == 0 or matched < len(unmatched):
         count = f"only {matched}" if matched else "none"
         fits = base_of(patcher).name in adapter.bases
         way_out = (
-            "its layers have other names or sizes than the pair's; load the model as it was for the pair"
+            "its layers have other names or sizes than the file's; load the model as it was for the file"
             if fits
-            else "load a pair made for this model"
+            else "load a file made for this model"
         )
         raise AdapterError(
             f"{adapter.name} does not fit the model: {count} of its {len(modules)} modules ({_bases(adapter)}; "
             f"the first not found is {next(iter(unmatched))}) are in this {describe(patcher)}; {way_out}"
         )
     return Matched({path: tuple(found) for path, found in updates.items()}, matched, tuple(unmatched))
+
+
+def _updates(
+    name: str, part: Factor | Bias | Other, layer: torch.nn.Module, target: _Target, dtype: torch.dtype
+) -> tuple[Update, ...]:
+    """Return what one part of an adapter does to a layer."""
+    if isinstance(part, Factor):
+        _check_kind(name, layer)
+        return (_update(name, _shaped(part, layer), target),)
+    if isinstance(part, Bias):
+        if is_norm(layer) and getattr(layer, "bias", None) is not None and len(part.vector) == len(layer.bias):
+            return (NormDifference(None, part.scale * part.vector.float(), dtype),)
+        return (_bias_update(name, part, layer, target),)
+    if target.rearrange is not None or (target.rows and target.rows[0] != 0):
+        raise AdapterError(f"{name} is rearranged by ComfyUI in a way that {part.method} cannot follow; use Load LoRA")
+    _, start, rows = target.rows or (0, 0, (features(layer) or (0, 0))[1])
+    return updates_of_layer(Place(name, layer, start, rows, dtype), part)
 
 
 def _check_width(name: str, patches: Any, layer: torch.nn.Module, update: LowRank) -> None:
@@ -117,7 +141,7 @@ def check_base(adapter: Adapter, patcher: Any) -> None:
     fits = not adapter.bases.isdisjoint((base.name, *base.earlier_names))
     if adapter.bases and not fits and (stated or base.name in KNOWN_BY_NAMES):
         raise AdapterError(
-            f"{adapter.name} is a {_bases(adapter)} adapter but the model is a {describe(patcher)}; load a pair made "
+            f"{adapter.name} is a {_bases(adapter)} adapter but the model is a {describe(patcher)}; load a file made "
             f"for {base.name}"
         )
 
@@ -135,7 +159,7 @@ def _find(keys: Mapping[str, Any], source: str, module: str) -> _Target | None:
         target = _Target(found)
     else:
         target = _Target(found[0], found[1], found[2] if len(found) > 2 else None)
-    return target if target.weight.endswith(".weight") else None
+    return target
 
 
 def _find_by_other_name(keys: Mapping[str, Any], patcher: Any, module: str) -> _Target | None:

@@ -102,10 +102,14 @@ def test_file_with_other_changes_is_rejected_whole(ending, module, tmp_path):
     path = save(tmp_path / "a.safetensors", good_tensors() | {f"{module}.{ending}": torch.ones(8)})
     with pytest.raises(AdapterError) as rejected:
         read_adapter(path)
+    or_use = ", or use Load LoRA by Noise Level" if ending in ("diff", "w_norm", "b_norm") else ""
     assert str(rejected.value) == (
-        f"a.safetensors: {module}.{ending} belongs to {REJECTED[ending]}, and only plain LoRA can switch phases; "
-        "convert it to LoRA first"
+        f"a.safetensors: {module}.{ending} belongs to {REJECTED[ending]}, and a Glance pair is plain LoRA; convert it "
+        f"to LoRA first{or_use}"
     )
+    if not or_use:
+        with pytest.raises(AdapterError, match=r"which cannot change in mid-run; use Load LoRA, or convert the file"):
+            read_adapter(path, every_method=True)
 
 
 def test_unknown_tensor_of_a_lora_module_is_rejected(tmp_path):

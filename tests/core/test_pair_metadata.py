@@ -77,7 +77,7 @@ def test_left_out_tensors_are_counted_and_named_and_the_rest_is_read(tmp_path):
     found = read(tmp_path, {**low_rank("something.else", alpha=4.0), **encoder, **strays, **alone})
     assert found.skipped == (*strays, "zz.alpha")
     assert found.assumed == (
-        "3 text-encoder tensors left out: a Glance pair changes only the diffusion model",
+        "3 text-encoder tensors left out: only the diffusion model changes",
         "5 tensors left out that are not part of a LoRA: a0.note, a1.note, a2.note, ...",
         *ASSUMED,
     )

@@ -74,13 +74,15 @@ def test_the_bias_of_a_convolution_acts_as_merged(loras):
     assert error < 1e-5 and effect > UNUSUAL
 
 
-def test_the_bias_of_a_normalisation_layer_is_refused(loras):
-    model = tiny_models.build("wan")
-    layer = "diffusion_model.blocks.0.norm3"
-    tensors = plain("diffusion_model.blocks.0.ffn.0", 256, 128) | {f"{layer}.diff_b": random((128,), 3)}
-    _, files = pair_of(tensors, loras)
-    with pytest.raises(ValueError, match=r"blocks\.0\.norm3 is a LayerNorm, whose bias cannot switch phases"):
-        pack.load_pair(model, *files)
+def test_the_bias_of_a_normalisation_layer_acts_as_merged(loras):
+    """Wan's norm3 has one. A norm without one cannot get it."""
+    layer = "diffusion_model.blocks.0"
+    tensors = plain(f"{layer}.ffn.0", 256, 128)
+    error, effect = difference_to_merged("wan", tensors | {f"{layer}.norm3.diff_b": random((128,), 3)}, loras)
+    assert error < 1e-5 and effect > UNUSUAL
+    _, files = pair_of(tensors | {f"{layer}.self_attn.norm_q.diff_b": random((128,), 3)}, loras)
+    with pytest.raises(ValueError, match=r"norm_q is a RMSNorm, whose bias cannot switch phases"):
+        pack.load_pair(tiny_models.build("wan"), *files)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])

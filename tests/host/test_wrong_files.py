@@ -81,7 +81,7 @@ WRONG = {
     "Qwen-Image": (write_model("qwen-image"), "a whole qwen-image model"),
     "an SD LoRA": (
         write_lora("sd1"),
-        "is a sd1/sd2/sdxl adapter but the model is a Flux (flux); load a pair made for flux",
+        "is a sd1/sd2/sdxl adapter but the model is a Flux (flux); load a file made for flux",
     ),
     "a Wan LoRA": (write_lora("wan"), "is a wan adapter but the model is a Flux (flux)"),
     "an embedding": (write_embedding, "an embedding (textual inversion)"),
@@ -141,7 +141,7 @@ def test_a_pair_of_this_base_whose_layers_are_missing_is_not_said_to_be_for_anot
     renamed = {key.replace("linear", "packed").replace("_m", "_p"): value for key, value in renamed.items()}
     stated = written_metadata(PairMetadata(base="flux"), "renamed")
     save_file(renamed, loras / "renamed.safetensors", metadata=stated)
-    with pytest.raises(ValueError, match=r"its layers have other names or sizes than the pair's; load the model as it"):
+    with pytest.raises(ValueError, match=r"its layers have other names or sizes than the file.s; load the model as it"):
         pack.load_pair(flux, "renamed.safetensors", "renamed.safetensors")
 
 
