@@ -21,6 +21,7 @@ if ComfyExtension is not None:
             from .nodes.calibration_node import CalibrateGlance
             from .nodes.compare import GlanceCompare
             from .nodes.lora_loader import LoadGlanceLoRA
+            from .nodes.phase_lora import LoadPhaseLoRA
             from .nodes.phase_plot import GlancePhasePlot
             from .nodes.phase_sampler import GlanceReferenceSampler, GlanceScheduler, PhaseSplitSampler
             from .nodes.prompt_bank import GlancePromptBank
@@ -30,6 +31,7 @@ if ComfyExtension is not None:
             embedded.register()
             return [
                 LoadGlanceLoRA,
+                LoadPhaseLoRA,
                 PhaseSplitSampler,
                 GlanceScheduler,
                 TrainGlanceAdapter,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -67,3 +67,20 @@ class PairPhase:
         """Return the strength by noise level in a run where the pair switches here."""
         side = above if self.phase == SLOW else below
         return side(boundary.threshold, self.strength)
+
+
+class LoraTiming(Protocol):
+    """When a LoRA that belongs to no pair answers."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether it ever has a strength."""
+        ...
+
+    def curve(self, start: RunStart) -> StrengthCurve:
+        """Return the strength by noise level in this run. Raises ScheduleError if the run does not tell it."""
+        ...
+
+    def told(self, model: Any) -> str:
+        """Return it as text for a report."""
+        ...

@@ -37,7 +37,7 @@ class LoadedHalf:
     def on_model(self, pair: GlancePair) -> CarriedAdapter:
         """Return it as a MODEL carries it; without tensors if its strength is 0."""
         updates = self.matched.updates if self.strength else {}
-        return CarriedAdapter(updates, PairPhase(pair, self.phase, self.strength))
+        return CarriedAdapter(self.adapter.name, updates, PairPhase(pair, self.phase, self.strength))
 
 
 def load_pair(

@@ -21,11 +21,10 @@ from comfy.patcher_extension import PatcherInjection, WrappersMP
 
 from ...glance_core.errors import GlanceError
 from ...glance_core.lora.metadata import PairMetadata
-from ...glance_core.low_rank import LowRank
 from ...glance_core.schedule.phase_schedule import phase_index
-from ...glance_core.schedule.strengths import RunPhases, run_phases
-from ...glance_core.switch import PhaseSwitch, PhaseWeights, Strengths
-from .adapter_timing import GlancePair, PairBoundary, PairPhase, RunStart
+from ...glance_core.schedule.strengths import RunPhases, StrengthCurve, run_phases
+from ...glance_core.switch import PhaseSwitch, PhaseWeights, Strengths, Update
+from .adapter_timing import GlancePair, LoraTiming, PairBoundary, PairPhase, RunStart
 from .base_model import compute_dtype
 from .fused_layers import layers_with_branches_are_called
 from .host_caches import clear_caches, note_caches
@@ -36,10 +35,22 @@ ATTACHMENT = "glance_adapters"
 
 @dataclass(frozen=True)
 class CarriedAdapter:
-    """An adapter on a MODEL. updates: by module. timing: when it answers."""
+    """An adapter on a MODEL. name: its file's. updates: by module. timing: when it answers."""
 
-    updates: Mapping[str, Sequence[LowRank]]
-    timing: PairPhase
+    name: str
+    updates: Mapping[str, Sequence[Update]]
+    timing: PairPhase | LoraTiming
+
+    @property
+    def pair(self) -> GlancePair | None:
+        """The pair that it is a half of, if it is."""
+        return self.timing.pair if isinstance(self.timing, PairPhase) else None
+
+    def curve(self, start: RunStart, boundaries: Mapping[GlancePair, PairBoundary]) -> StrengthCurve:
+        """Return its strength by noise level in this run."""
+        if isinstance(self.timing, PairPhase):
+            return self.timing.curve(boundaries[self.timing.pair])
+        return self.timing.curve(start)
 
 
 @dataclass
@@ -79,7 +90,7 @@ class ModelAdapters:
     @property
     def pairs(self) -> tuple[GlancePair, ...]:
         """The pairs, the last loaded last."""
-        return tuple(dict.fromkeys(adapter.timing.pair for adapter in self.adapters))
+        return tuple(dict.fromkeys(adapter.pair for adapter in self.adapters if adapter.pair is not None))
 
     @property
     def threshold(self) -> float | None:
@@ -121,7 +132,8 @@ class ModelAdapters:
         shape = (kwargs.get("latent_shapes") or [noise.shape])[0]  # nested latents arrive packed into one row
         start = RunStart(executor.class_obj.model_patcher, sigmas, tuple(shape))
         boundaries = {pair: pair.boundary(start) for pair in self.pairs}
-        phases = run_phases([each.timing.curve(boundaries[each.timing.pair]) for each in self.adapters])
+        curves = [each.curve(start, boundaries) for each in self.adapters]
+        phases = run_phases(curves)
         if not phases.has_effect:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         _check_guider(executor.class_obj)
@@ -137,7 +149,8 @@ class ModelAdapters:
             if outermost:
                 self.switch.remove()  # nothing to do, unless an interrupt came in the middle of the removal below
         if len(sigmas) > 1:
-            report_run(run.calls, run.boundaries.values())
+            others = [(a.name, c) for a, c in zip(self.adapters, curves, strict=True) if a.pair is None]
+            report_run(run.calls, run.boundaries.values(), others)
         return result
 
     def prepare_sampling(self, executor: Any, *args: Any, **kwargs: Any) -> Any:

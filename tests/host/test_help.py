@@ -12,7 +12,7 @@ LANGUAGES = ("zh", "ja")
 UNTRANSLATED: set[tuple[str, str]] = set()
 NODES = [
     "CalibrateGlance", "GlanceCompare", "GlancePhasePlot", "GlancePromptBank", "GlanceReferenceSampler",
-    "GlanceScheduler", "GlanceTinyText", "GlanceTinyVAE", "GlanceTrainingOptions", "LoadGlanceLoRA",
+    "GlanceScheduler", "GlanceTinyText", "GlanceTinyVAE", "GlanceTrainingOptions", "LoadGlanceLoRA", "LoadPhaseLoRA",
     "PhaseSplitSampler", "TrainGlanceAdapter",
 ]  # fmt: skip
 HEADINGS = ["When", "Inputs", "Outputs", "Typical mistakes"]
