@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from . import blocks, combined, edit, embedded, families, training
+from . import blocks, combined, edit, edit_2511, embedded, families, training
 from .builder import Graph
 from .family_models import FAMILIES
 from .models import FLUX_DEV, QWEN_IMAGE
@@ -27,6 +27,9 @@ WORKFLOWS: Mapping[str, Callable[[Graph], None]] = {
     "glance_qwen_image_train_one_picture": partial(training.train_one_picture, model=QWEN_IMAGE),
     "glance_qwen_image_edit": edit.edit,
     "glance_qwen_image_edit_train_one_edit": edit.train_one_edit,
+    "glance_qwen_image_edit_2511": edit_2511.edit,
+    "glance_qwen_image_edit_2511_train_on_prompts": edit_2511.train_on_prompts,
+    "glance_qwen_image_edit_2511_compare": edit_2511.compare,
     "glance_flux_dev_text_to_image": partial(text_to_image, model=FLUX_DEV, slow_steps=5),
     "glance_flux_dev_text_to_image_8_steps": partial(text_to_image, model=FLUX_DEV, slow_steps=3),
     "glance_flux_dev_compare": partial(training.compare, model=FLUX_DEV),
