@@ -27,6 +27,7 @@ if ComfyExtension is not None:
             from .nodes.prompt_bank import GlancePromptBank
             from .nodes.train import TrainGlanceAdapter
             from .nodes.training_options import GlanceTrainingOptions
+            from .nodes.two_model_guider import GlanceTwoModelGuider
 
             embedded.register()
             return [
@@ -41,6 +42,7 @@ if ComfyExtension is not None:
                 GlanceCompare,
                 GlancePromptBank,
                 GlanceReferenceSampler,
+                GlanceTwoModelGuider,
                 embedded.GlanceTinyText,
                 embedded.GlanceTinyVAE,
             ]

@@ -166,6 +166,9 @@ RULES: Mapping[str, SigmaRule] = MappingProxyType(
 )
 # Rules of the models that the paper trained, for which it published moves beside the sigmas.
 PAPER_RULES = tuple(row.sigma_rule.name for row in _ROWS if row.sigma_rule and row.paper_targets)
+# The base of two models, one for high noise and one for low, and where its authors' code changes from one to the other.
+TWO_MODELS = "Wan 2.2 14B"
+TWO_MODELS_BOUNDARY = f"{TWO_MODELS}: sigma 0.875 for text to video, 0.9 for image to video"
 # Base models that module names alone can tell.
 KNOWN_BY_NAMES = frozenset(row.name for row in _ROWS if row.module_patterns)
 

@@ -15,6 +15,7 @@ from .host.model_sigmas import SCHEDULES
 CATEGORY = "Glance"
 SETTINGS = io.Custom("GLANCE_SETTINGS")
 OPTIONS = io.Custom("GLANCE_TRAINING_OPTIONS")
+SAME_CFG = 0.0
 _PAPER_STEPS = {"slow": "5, or 3", "fast": "5"}
 
 
@@ -100,6 +101,22 @@ def seed_input(tooltip: str = "Random seed for the noise.") -> Any:
 def cfg_input(tooltip: str) -> Any:
     """Return the choice of guidance."""
     return io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+
+
+def late_cfg_input() -> Any:
+    """Return the guidance of the late model."""
+    return io.Float.Input(
+        "late_cfg",
+        display_name="late cfg",
+        default=SAME_CFG,
+        min=SAME_CFG,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        optional=True,
+        advanced=True,
+        tooltip="Guidance of late_model. 0: the same as cfg. At 1 a step takes one model call.",
+    )
 
 
 def teacher_cfg_input() -> Any:

@@ -9,17 +9,20 @@ import torch
 from comfy_api.latest import io
 
 from ..glance_core.calibration.calibrate import Settings
-from ..glance_core.models import PAPER_RULES, cfg_hint
+from ..glance_core.models import PAPER_RULES, TWO_MODELS, cfg_hint
 from .host.log import log
 from .host.model_sigmas import AUTO
 from .host.phase_run import StepChoice, phase_run
 from .host.reference_sampler import reference_sampler
-from .host.sampling_run import Scene, sample, tagged_sigmas
+from .host.sampling_run import Scene, sample, sample_with, tagged_sigmas
+from .host.two_models import TwoModelGuider
 from .inputs import (
     CATEGORY,
+    SAME_CFG,
     cfg_input,
     check_teacher_steps,
     denoise_input,
+    late_cfg_input,
     schedule_input,
     seed_input,
     settings_input,
@@ -62,6 +65,12 @@ class PhaseSplitSampler(io.ComfyNode):
                 teacher_steps_input(),
                 settings_input("From Calibrate Glance. Replaces schedule, steps and sampler."),
                 sigmas_input(),
+                io.Model.Input(
+                    "late_model",
+                    optional=True,
+                    tooltip=f"For bases of two models ({TWO_MODELS}): the low-noise one, which takes the Fast steps.",
+                ),
+                late_cfg_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
         )
@@ -87,14 +96,20 @@ class PhaseSplitSampler(io.ComfyNode):
         teacher_steps: str = "",
         settings: Settings | None = None,
         sigmas: torch.Tensor | None = None,
+        late_model: Any = None,
+        late_cfg: float = SAME_CFG,
     ) -> io.NodeOutput:
         choice = StepChoice(slow_steps, fast_steps, schedule, teacher_steps, denoise, settings, sigmas)
         run = phase_run(model, latent_image, choice, sampler_name)
         if run.solver is not None:
-            cfg = 1.0  # for the preview; the solver combines both predictions itself
+            cfg = late_cfg = 1.0  # for the preview; the solver combines both predictions itself
             log.info("Glance: fitted solver, %d model calls", run.solver.nfe)
-        scene = Scene(positive, negative, latent_image, seed)
-        return io.NodeOutput(sample(model, scene, cfg, run.sampler, tagged_sigmas(run.schedule)))
+        scene, levels = Scene(positive, negative, latent_image, seed), tagged_sigmas(run.schedule)
+        if late_model is None:
+            return io.NodeOutput(sample(model, scene, cfg, run.sampler, levels))
+        guider = TwoModelGuider(model, late_model, lambda _: run.schedule.threshold)
+        guider.set_cfgs(cfg, cfg if late_cfg == SAME_CFG else late_cfg)
+        return io.NodeOutput(sample_with(guider, scene, run.sampler, levels))
 
 
 class GlanceScheduler(io.ComfyNode):

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management
 import comfy.sample
+import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
@@ -41,22 +43,28 @@ def schedule_of(sigmas: torch.Tensor) -> PhaseSchedule | None:
 
 
 def sample(patcher: Any, scene: Scene, cfg: float, sampler: Any, sigmas: torch.Tensor) -> dict[str, Any]:
-    """Run a SAMPLER on these sigmas; previews, masks, batches and interrupts are ComfyUI's. Return a LATENT."""
-    latent, samples = scene.latent, fixed_latent(patcher, scene.latent)
+    """Run a SAMPLER on these sigmas with one model and one guidance. Return a LATENT."""
+    guider = comfy.samplers.CFGGuider(patcher)
+    guider.set_cfg(cfg)
+    return sample_with(guider, scene, sampler, sigmas)
+
+
+def sample_with(guider: Any, scene: Scene, sampler: Any, sigmas: torch.Tensor) -> dict[str, Any]:
+    """Run a SAMPLER with a guider; previews, masks, batches and interrupts are ComfyUI's. Return a LATENT."""
+    patcher, latent = guider.model_patcher, scene.latent
+    samples = fixed_latent(patcher, latent)
     noise = comfy.sample.prepare_noise(samples, scene.seed, latent.get("batch_index"))
-    result = comfy.sample.sample_custom(
-        patcher,
+    guider.set_conds(scene.positive, scene.negative)
+    result = guider.sample(
         noise,
-        cfg,
+        samples,
         sampler,
         sigmas,
-        scene.positive,
-        scene.negative,
-        samples,
-        noise_mask=latent.get("noise_mask"),
+        denoise_mask=latent.get("noise_mask"),
         callback=latent_preview.prepare_callback(patcher, len(sigmas) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=scene.seed,
     )
+    device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
     out = {name: value for name, value in latent.items() if name not in _EMPTY_LATENT_KEYS}
-    return out | {"samples": result}
+    return out | {"samples": result.to(device=device, dtype=dtype)}

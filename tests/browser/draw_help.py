@@ -25,6 +25,7 @@ TAKES = {
     "MODEL": "PhaseSplitSampler", "LATENT": "VAEDecode", "SIGMAS": "SamplerCustom", "SAMPLER": "SamplerCustom",
     "IMAGE": "PreviewImage", "STRING": "PreviewAny", "CONDITIONING": "PhaseSplitSampler",
     "GLANCE_SETTINGS": "PhaseSplitSampler", "GLANCE_TRAINING_OPTIONS": "TrainGlanceAdapter", "VAE": "VAEDecode",
+    "GUIDER": "SamplerCustomAdvanced",
 }  # fmt: skip
 # Puts a collapsed neighbour at each socket, in a column on either side. Returns the size of it all, and the names.
 DRAW = """([type, gives, takes, first]) => {

@@ -12,8 +12,8 @@ LANGUAGES = ("zh", "ja")
 UNTRANSLATED: set[tuple[str, str]] = set()
 NODES = [
     "CalibrateGlance", "GlanceCompare", "GlancePhasePlot", "GlancePromptBank", "GlanceReferenceSampler",
-    "GlanceScheduler", "GlanceTinyText", "GlanceTinyVAE", "GlanceTrainingOptions", "LoadGlanceLoRA", "LoadPhaseLoRA",
-    "PhaseSplitSampler", "TrainGlanceAdapter",
+    "GlanceScheduler", "GlanceTinyText", "GlanceTinyVAE", "GlanceTrainingOptions", "GlanceTwoModelGuider",
+    "LoadGlanceLoRA", "LoadPhaseLoRA", "PhaseSplitSampler", "TrainGlanceAdapter",
 ]  # fmt: skip
 HEADINGS = ["When", "Inputs", "Outputs", "Typical mistakes"]
 
