@@ -65,10 +65,10 @@ def sample(graph: Graph) -> None:
 def _pictures(graph: Graph, x: int, title: str, vae: Node, inputs: dict[str, Any]) -> tuple[Node, ...]:
     """Add a sampler and its pictures, twice as large. inputs: the sampler's."""
     sampler = graph.node("PhaseSplitSampler", (x, 0), (530, 310), title=title, colour=BLUE, **inputs)
-    decoded = graph.node("VAEDecode", (x, 390), (220, 82), samples=sampler, vae=vae)
+    decoded = graph.node("VAEDecode", (x, 446), (220, 82), samples=sampler, vae=vae)
     scale = {"title": "Twice as large", "image": decoded, "upscale_method": "nearest-exact", "scale_by": 2}
-    larger = graph.node("ImageScaleBy", (x + 245, 390), (285, 82), **scale)
-    shown = graph.node("PreviewImage", (x, 530), (530, 565), title=title, images=larger)
+    larger = graph.node("ImageScaleBy", (x + 245, 446), (285, 82), **scale)
+    shown = graph.node("PreviewImage", (x, 580), (530, 515), title=title, images=larger)
     return sampler, decoded, larger, shown
 
 

@@ -50,8 +50,8 @@ def text_to_image(graph: Graph, model: Model, slow_steps: int) -> None:
         sampler_name="euler",
         slow_steps=slow_steps,
     )
-    decoded = graph.node("VAEDecode", (1370, 384), (380, 46), samples=sampler, vae=loaded.vae)
-    saved = graph.node("SaveImage", (1370, 486), (380, 372), images=decoded, filename_prefix=f"glance_{model.key}")
+    decoded = graph.node("VAEDecode", (1370, 444), (380, 46), samples=sampler, vae=loaded.vae)
+    saved = graph.node("SaveImage", (1370, 546), (380, 312), images=decoded, filename_prefix=f"glance_{model.key}")
     _notes(graph, model, slow_steps)
     graph.group("1. Model", loaded.unet, loaded.clip, loaded.vae)
     graph.group("2. Glance pair", pair, report)
