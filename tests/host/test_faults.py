@@ -15,11 +15,13 @@ import comfy.model_management
 import comfyui
 import pack
 import pytest
+import test_other_methods
 import tiny_models
 import torch
 import train_node
 from faults import AtLine, AtOperation, left_on, places, run_under
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from test_phase_lora import load
 
 from glance_core.training.run.run_dir import RunDir
 
@@ -75,8 +77,14 @@ def check_faults(cases, run, trace):
 
 @pytest.fixture
 def sampling(model, loras):
-    """(run, trace): runs with a pair, with a second one on it, and one where ComfyUI removes it and puts it back."""
+    """(run, trace): runs with a pair, with a second one on it, and one where ComfyUI removes it and puts it back.
+
+    Then one of two models, with a LoRA of another method.
+    """
     names, before = adapters.save_pair(model, loras), tiny_models.state(model)
+    late = tiny_models.build("flux", depth=1, depth_single_blocks=1, seed=1)
+    save_file(test_other_methods.of_layers(late, test_other_methods.glora), loras / "other.safetensors")
+    late_before = tiny_models.state(late)
 
     def run():
         with_pair = pack.load_pair(model, *names)[0]
@@ -88,12 +96,15 @@ def sampling(model, loras):
 
         sigmas = pack.scheduler(with_pair, "flux", 2, 2)
         first = pack.phase_split(pack.load_pair(with_pair, *names, 0.1, 0.0)[0], "flux", 2, 2)
-        return torch.cat([first, pack.host_sample(with_pair, "flux", sigmas, callback=renew)])
+        other, _ = load(late, "other.safetensors", strengths="0, 1, 0.5")
+        two = pack.phase_split(with_pair, "flux", 1, 2, sampler="dpmpp_2m", late_model=other)
+        return torch.cat([first, pack.host_sample(with_pair, "flux", sigmas, callback=renew), two])
 
     good = run()
 
     def trace(ended):
-        return left_on(model, before) or ("" if torch.equal(run(), good) else "another result")
+        left = left_on(model, before) or left_on(late, late_before)
+        return left or ("" if torch.equal(run(), good) else "another result")
 
     return run, trace
 

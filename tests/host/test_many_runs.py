@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pack
 import psutil
+import pytest
 import tiny_flux
 import tiny_models
 import torch
@@ -37,18 +38,27 @@ def count(model):
     return Counts(tensors, hooks, len(os.listdir("/proc/self/fd")), psutil.Process().memory_info().rss / 1e6)
 
 
-def test_runs_in_one_process_leave_nothing_behind(node_classes, caplog):
+def with_fading_lora(model):
+    """The MODEL with a LoRA that another node loads, of other strengths by step."""
+    inputs = ("glance_tiny_fast.safetensors", 0.7, "custom", 0.0, 2.0, "steps", "1, 0.5")
+    return pack.node("LoadPhaseLoRA").execute(model, *inputs).args[0]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_runs_in_one_process_leave_nothing_behind(late, node_classes, caplog):
+    """late: whether a second model takes the later steps."""
     caplog.set_level("ERROR", "glance")  # each run warns about such a small latent
     model = tiny_flux.load()
-    before = tiny_models.state(model)
+    before, second = tiny_models.state(model), tiny_flux.load() if late else None
     prompt, latent = tiny_flux.text("a small red star left"), {"samples": torch.zeros(1, 16, 4, 4)}
     sample = pack.node("PhaseSplitSampler").execute
     began, found, first = time.monotonic(), [], None
     for run in range(RUNS):
         if run % WARM == 0:
-            with_pair = tiny_flux.with_pair(model)
+            with_pair = with_fading_lora(tiny_flux.with_pair(model))
+            late_model = with_fading_lora(second) if late else None
         inputs = (with_pair, prompt, prompt, latent, 3, 1.0, "euler", "auto", 1, 1, 1.0)
-        result = sample(*inputs).args[0]["samples"]
+        result = sample(*inputs, late_model=late_model).args[0]["samples"]
         first = result if first is None else first
         assert torch.equal(result, first)
         if run in (WARM, RUNS - 1):

@@ -22,14 +22,33 @@ PATIENCE = 300  # seconds for one answer
 GROWTH = 100  # MB
 PAIR = ("glance_tiny_slow.safetensors", "glance_tiny_fast.safetensors")
 BROKEN_PAIR = ("rubbish.safetensors", "glance_tiny_fast.safetensors")
-REFERENCES = {"pair": PAIR, "base": None}
+FADING = {"lora_name": PAIR[1], "strength": 0.8, "when": "custom", "strengths": "1, 0.5, 0"}
+REFERENCES = {
+    "pair": {"pair": PAIR},
+    "base": {},
+    "by step": {"lora": FADING},
+    "pair by step": {"pair": PAIR, "lora": FADING},
+    "two models": {"pair": PAIR, "lora": FADING, "late": True},
+}
 TRAINING = {"save_every": 1, "preview_every": 0}
 
 
-def sampling(seed, pair=None, size=128, **inputs):
-    """A graph that samples and saves. inputs: other inputs of PhaseSplitSampler."""
+def sampling(seed, pair=None, size=128, lora=None, late=False, **inputs):
+    """A graph that samples and saves.
+
+    lora: inputs of LoadPhaseLoRA. late: whether a second model, with that LoRA alone, takes the Fast steps.
+    inputs: other inputs of PhaseSplitSampler.
+    """
+    with_pair, loaded = ["5", 0] if pair else ["1", 0], {}
+    if lora:
+        loaded["8"] = node("LoadPhaseLoRA", {"start": 0.0, "end": 2.0, "unit": "steps"} | lora)
+        loaded["8"]["inputs"]["model"] = ["9", 0] if late else with_pair
+    if late:
+        loaded["9"] = node("UNETLoader", {"unet_name": "glance_tiny_flux.safetensors", "weight_dtype": "default"})
+        inputs["late_model"] = ["8", 0]
     sampler = {
-        "model": ["5", 0] if pair else ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0],
+        "model": ["8", 0] if lora and not late else with_pair,
+        "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0],
         "seed": seed, "cfg": 1.0, "sampler_name": "euler", "schedule": "auto", "slow_steps": 3, "fast_steps": 3,
         "denoise": 1.0,
     }  # fmt: skip
@@ -45,7 +64,7 @@ def sampling(seed, pair=None, size=128, **inputs):
         files = {"slow_lora": pair[0], "fast_lora": pair[1]}
         strengths = {"slow_strength": 1.0, "fast_strength": 1.0}
         graph["5"] = node("LoadGlanceLoRA", {"model": ["1", 0]} | files | strengths)
-    return graph
+    return graph | loaded
 
 
 def training(name, steps, seed=0):
@@ -70,7 +89,7 @@ class Soak:
             self.rubbish,
             self.rejected,
         ]
-        self.references = {name: self.latents(sampling(7, pair)) for name, pair in REFERENCES.items()}
+        self.references = {name: self.latents(sampling(7, **given)) for name, given in REFERENCES.items()}
         for kind in self.kinds:  # the first request of a kind takes memory that is kept
             self.ask(kind)
 
@@ -96,9 +115,9 @@ class Soak:
 
     def queued(self):
         """Three prompts in a row on one base, with a pair and without. The bits of the last one are known."""
-        name, pair = self.rng.choice(list(REFERENCES.items()))
+        name, given = self.rng.choice(list(REFERENCES.items()))
         unknown = [sampling(self.rng.randrange(2**32), PAIR), sampling(self.rng.randrange(2**32))]
-        *others, known = [self.server.queue(graph) for graph in (*unknown, sampling(7, pair))]
+        *others, known = [self.server.queue(graph) for graph in (*unknown, sampling(7, **given))]
         for each in others:
             assert torch.isfinite(self.saved(self.server.wait(each, PATIENCE))).all()
         assert torch.equal(self.saved(self.server.wait(known, PATIENCE)), self.references[name])
@@ -120,7 +139,8 @@ class Soak:
             path.unlink()
 
     def interrupted_sampling(self):
-        queued = self.server.queue(sampling(1, PAIR, 512, slow_steps=10, fast_steps=20))
+        given = self.rng.choice([each for each in REFERENCES.values() if "pair" in each])
+        queued = self.server.queue(sampling(1, size=512, slow_steps=10, fast_steps=20, **given))
         self.until(lambda: self.server.call("/queue")[1]["queue_running"])
         time.sleep(self.rng.uniform(0, 0.3))
         self.interrupt(queued)
@@ -176,8 +196,8 @@ def test_server_under_mixed_load_ends_as_it_started(server):
     while time.monotonic() - began < SECONDS:
         soak.ask(soak.rng.choice(soak.kinds))
     seconds, end = time.monotonic() - began, resident(server)
-    for name, pair in REFERENCES.items():
-        assert torch.equal(soak.latents(sampling(7, pair)), soak.references[name])
+    for name, given in REFERENCES.items():
+        assert torch.equal(soak.latents(sampling(7, **given)), soak.references[name])
     for kind, asked in soak.asked.items():
         print(f"{kind}: {asked} asked, {soak.answered[kind]} answered")
     lost = soak.asked.total() - soak.answered.total()
