@@ -178,7 +178,8 @@ def test_file_names_without_an_address_belong_to_the_pack_or_are_called_placehol
         linked = {model["name"] for model in node["properties"].get("models", [])}
         named = {value for value in node["widgets_values"] if str(value).endswith(MODEL_FILES)}
         if named - linked - own:
-            assert node["type"] == "LoadGlanceLoRA" and "are placeholders" in _notes(workflow)
+            loads = {"LoadGlanceLoRA": "are placeholders", "LoadPhaseLoRA": "is a placeholder"}
+            assert loads[node["type"]] in _notes(workflow)
 
 
 def test_notes_name_only_workflows_that_exist(workflow):

@@ -227,4 +227,4 @@ def unwrap(text: str) -> str:
 
 def _is_own(node_class: type) -> bool:
     """Return whether the node is this pack's."""
-    return "Glance" in node_class.__name__ or node_class.__name__ == "PhaseSplitSampler"
+    return "Glance" in node_class.__name__ or node_class.__name__ in ("PhaseSplitSampler", "LoadPhaseLoRA")

@@ -108,7 +108,7 @@ WAN_NEGATIVE = (
 
 _KREA2 = f"{HUB}/Comfy-Org/Krea-2/resolve/main"
 _WAN_TEXT = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
-_WAN22 = f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
+WAN22_FILES = f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
 _MINIMAX = f"{HUB}/Comfy-Org/MiniMax-H3/resolve/main"
 
 KREA2_TURBO = Model(
@@ -147,10 +147,10 @@ WAN21 = Model(
 WAN22_5B = Model(
     key="wan22_5b",
     name="Wan 2.2 5B",
-    unet=file_at("diffusion_models", f"{_WAN22}/diffusion_models", "wan2.2_ti2v_5B_fp16.safetensors"),
+    unet=file_at("diffusion_models", f"{WAN22_FILES}/diffusion_models", "wan2.2_ti2v_5B_fp16.safetensors"),
     encoders=(file_at("text_encoders", f"{WAN_FILES}/text_encoders", _WAN_TEXT),),
     encoder_type="wan",
-    vae=file_at("vae", f"{_WAN22}/vae", "wan2.2_vae.safetensors"),
+    vae=file_at("vae", f"{WAN22_FILES}/vae", "wan2.2_vae.safetensors"),
     slow="my_glance_wan22_5b_slow.safetensors",
     fast="my_glance_wan22_5b_fast.safetensors",
     cfg=5,
