@@ -33,7 +33,8 @@ sweep: env
 	GLANCE_SWEEP=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --junitxml=sweep.xml \
 		tests/host/test_architectures.py tests/host/test_phase_split_sampler.py tests/host/test_training_architectures.py \
 		tests/host/test_gradients.py tests/host/test_video_with_sound.py tests/host/test_preflight_gradients.py \
-		tests/host/test_module_names.py tests/host/test_trained_pairs.py tests/host/test_quantised_bases.py tests/host/test_gguf_bases.py
+		tests/host/test_module_names.py tests/host/test_trained_pairs.py tests/host/test_other_methods.py \
+		tests/host/test_quantised_bases.py tests/host/test_gguf_bases.py
 	.venv/bin/python tests/host/write_models_page.py
 
 faults: env

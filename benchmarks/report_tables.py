@@ -15,6 +15,15 @@ SAMPLED = {
     "core_hooks": "LoRA hooks with keyframes",
     "core_bypass": "bypass LoRA (one adapter, cannot switch)",
 }
+STACKED = {
+    "base": "base",
+    "noise_level": "**this pack**, whole run",
+    "by_step": "**this pack**, a strength for each step",
+    "merged": "Load LoRA (merged)",
+    "bypass": "Load LoRA (Bypass)",
+    "hooks": "LoRA hooks with keyframes",
+    "chained": "two samplers, LoRAs merged for the first",
+}
 TRAINED = {
     "ours": "**this pack**",
     "peft": "PEFT loop",
@@ -70,6 +79,31 @@ def _sampling_cells(row: Row) -> list[str]:
         number(None if method == "base" else row["pair_mb"], 0),
         str(row["rounds"]),
     ]
+
+
+def stacked_table(found: Found) -> str:
+    """Return the table of benchmarks.stacked_loras."""
+    head = [
+        "LoRAs",
+        "method",
+        "dtype",
+        "ratio to base",
+        "seconds",
+        "change to first call, s",
+        "extra memory, MB",
+        "rounds",
+    ]
+    rows = []
+    for row in found["rows"]:
+        method, dtype = row["method"].split("/")
+        numbers = [
+            number(row["seconds"], 2),
+            number(row["change_s"], 2),
+            number(row["extra_mb"], 0),
+            str(row["rounds"]),
+        ]
+        rows.append([str(row["loras"]), STACKED[method], dtype, ratio(row, "ratio_to_base"), *numbers])
+    return table(head, rows)
 
 
 def growth_table(found: Found) -> str:

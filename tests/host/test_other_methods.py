@@ -1,12 +1,14 @@
 """LoHa, LoKr, OFT, BOFT, GLoRA, Tucker factors and whole differences act in mid-run as ComfyUI merges them."""
 
 import math
+import os
 
 import pack
 import pytest
 import swapped
 import tiny_models
 import torch
+from architectures import ARCHITECTURES
 from safetensors.torch import save_file
 from test_phase_lora import load, sigmas_of
 
@@ -194,6 +196,28 @@ def test_differences_of_norms_act_as_comfyui_merges_them(name, loras):
     tensors = of_norms(tiny_models.build(name))
     assert len(tensors) > 2
     check(name, tensors, loras)
+
+
+EVERY = [*tiny_models.MODELS, *ARCHITECTURES] if os.environ.get("GLANCE_SWEEP") else ["z-image", "anima", "ltxav"]
+READ_DIRECTLY = "minimax-h3"  # its attention reads the norms' parameters itself, past layers and ComfyUI's ways to read
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != READ_DIRECTLY])
+def test_differences_of_norms_act_on_every_model(name, loras):
+    model = tiny_models.build(name)
+    if not (tensors := of_norms(model)):
+        return
+    save_file(tensors, loras / "1.safetensors")
+    sigmas = sigmas_of(model)[-3:-1]
+    ours, merged = load(model, "1.safetensors", 0.5)[0], pack.merged(model, tensors, 0.5)
+    assert pack.relative(*(pack.host_sample(each, name, sigmas) for each in (ours, merged))) < 1e-5
+
+
+def test_norms_that_a_model_reads_by_itself_are_named_in_the_log(loras, caplog):
+    model = tiny_models.build(READ_DIRECTLY)
+    save_file(of_norms(model), loras / "1.safetensors")
+    pack.host_sample(load(model, "1.safetensors")[0], READ_DIRECTLY, sigmas_of(model)[-3:])
+    assert "Glance: 4 of 14 layers with an adapter were never called in this run, so they had no effect" in caplog.text
 
 
 @pytest.mark.parametrize("name, parameters", [
