@@ -1,4 +1,4 @@
-"""A guider of two models, for bases like Wan 2.2 A14B: one answers at high noise, the other from a boundary down.
+"""A guider for bases of two models: one answers at high noise, the other from a boundary down.
 
 The sampler runs once, in a thread of its own, and asks for predictions. Here, in the thread that ComfyUI called, each
 model answers inside a run of its own guider: ComfyUI loads it, encodes its prompts, applies its patches and wrappers,
@@ -46,7 +46,7 @@ def after_steps(steps: int) -> Boundary:
 
 
 def below_sigma(sigma: float) -> Boundary:
-    """Return the boundary just below a noise level, as the authors of Wan 2.2 set it."""
+    """Return the boundary just below a noise level, which the first model still answers."""
     return lambda sigmas: sigma * (1 - 1e-6)
 
 
