@@ -94,7 +94,7 @@ SECTIONS = (
         "Several LoRAs at once",
         _STACKED,
         stacked_table,
-        ("--rounds", "7"),
+        ("--rounds", "5"),
         ("--rounds", "1", "--counts", "1"),
     ),
     Section(
