@@ -7,7 +7,6 @@ from math import comb
 from .report_tables import TRAINED, Found, number, ratio
 
 STEP = 1.03  # a step of the pair to one of the base
-STACKED = {1: 1.03, 8: 1.10}  # a run with so many LoRAs to one of the base
 LOADING = 0.3  # seconds of ComfyUI's start
 PREDICTED = 0.1  # relative error of predicted memory
 CHANCE = 0.05  # below this p of the sign test, a rival that is faster does not count as a tie
@@ -23,18 +22,6 @@ def step_limit(found: Found | None) -> list[Line]:
     what = f"a step of the pair to one of the base, {_CHECKED_TOKENS} tokens, rank 32"
     value = ratio(row, "ratio_to_base") if row else None
     return [_line(what, f"at most {STEP}", value, _yes(bool(row) and row["ratio_to_base"] <= STEP))]
-
-
-def stacked_limit(found: Found | None) -> list[Line]:
-    """Hold runs with one LoRA and with eight against runs of the base."""
-    rows = found["rows"] if found else []
-    lines = []
-    for count, limit in STACKED.items():
-        row = next((r for r in rows if r["loras"] == count and r["method"].startswith("noise_level/")), None)
-        value = ratio(row, "ratio_to_base") if row else None
-        holds = _yes(bool(row) and row["ratio_to_base"] <= limit)
-        lines.append(_line(f"a run with {count} LoRAs at once to one of the base", f"at most {limit}", value, holds))
-    return lines
 
 
 def training_limit(found: Found | None) -> list[Line]:
@@ -100,7 +87,6 @@ def _line(what: str, limit: str, value: str | None, holds: str) -> Line:
 
 LIMITS = {
     "growth": step_limit,
-    "stacked_loras": stacked_limit,
     "training_speed": training_limit,
     "startup": startup_limit,
     "memory": memory_limit,

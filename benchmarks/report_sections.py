@@ -8,15 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from . import quality_table
-from .report_tables import (
-    Found,
-    growth_table,
-    memory_table,
-    sampling_table,
-    stacked_table,
-    startup_table,
-    training_table,
-)
+from .report_tables import Found, growth_table, memory_table, sampling_table, startup_table, training_table
 
 QUALITY = "quality"
 _SHOWN_NFE = 10  # model calls of the rows that this page shows
@@ -46,11 +38,6 @@ _SAMPLING = (
     "(5 + 5), euler, cfg 1, inside ComfyUI. Every method runs once per round, in turn. Ratios are to the base's run of "
     "the same round. The switch of this pack is timed itself. A rival's switch is how much longer the pause between "
     "two model calls is there than elsewhere. Extra memory is the peak above the base's own run."
-)
-_STACKED = (
-    "Several LoRAs of rank 32 at once on the same block, 4 steps, euler, cfg 1. Every method runs once per round, in "
-    "turn, and ratios are to the base's run of the same round. Then one LoRA is exchanged for another file: the time "
-    "is from there to the first model call, as a user waits for it. Extra memory is the peak above the base's own run."
 )
 _GROWTH = (
     "The same block. Steps with the pair alternate with steps of the base, and ratios are within a round. One thing "
@@ -88,14 +75,6 @@ SECTIONS = (
         sampling_table,
         ("--rounds", "5"),
         ("--rounds", "1", "--dtype", "bf16"),
-    ),
-    Section(
-        "stacked_loras",
-        "Several LoRAs at once",
-        _STACKED,
-        stacked_table,
-        ("--rounds", "5"),
-        ("--rounds", "1", "--counts", "1"),
     ),
     Section(
         "growth",

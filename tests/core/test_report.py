@@ -15,15 +15,12 @@ import pytest
 from benchmarks import report, report_limits, report_tables
 from benchmarks.report_sections import SECTIONS as ALL_SECTIONS
 from benchmarks.sampling_speed import METHODS as SAMPLED
-from benchmarks.stacked_loras import METHODS as STACKED
 from benchmarks.trainers import METHODS as TRAINED
 
 FILES = {section.name: section.file(report.DOCS) for section in ALL_SECTIONS}
 MEASURED = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in FILES.items() if file.exists()}
 SECTIONS = {section.name: section for section in ALL_SECTIONS}
-WITH_ROWS = [
-    name for name in ("sampling_speed", "stacked_loras", "growth", "training_speed", "startup") if name in MEASURED
-]
+WITH_ROWS = [name for name in ("sampling_speed", "growth", "training_speed", "startup") if name in MEASURED]
 UNSHOWN = {
     *("axis", "tokens", "steps", "batch", "phases", "targets", "rank", "setup_s", "first_loss", "parameters"),
     *("gap_ms", "rounds"),
@@ -80,7 +77,6 @@ def test_every_number_of_a_row_is_on_the_page(name):
 
 def test_every_measured_method_has_a_name_on_the_page():
     assert set(SAMPLED) == set(report_tables.SAMPLED) and set(TRAINED) == set(report_tables.TRAINED)
-    assert set(STACKED) == set(report_tables.STACKED)
 
 
 @pytest.mark.parametrize("ratio, holds", [(1.03, "yes"), (1.031, "no")])
@@ -88,13 +84,6 @@ def test_step_is_held_against_its_limit(ratio, holds):
     rows = [GROWN | {"value": 256, "ratio_to_base": 9}, GROWN | {"ratio_to_base": ratio}]
     (line,) = report_limits.LIMITS["growth"]({"rows": rows})
     assert line[-1] == holds and line[2] == f"{ratio:.3f} (1.010 .. 1.050)"
-
-
-def test_runs_with_several_loras_are_held_against_their_limits():
-    row = {"method": "noise_level/bf16", "ratio_spread": [1.0, 1.2]}
-    rows = [row | {"loras": 1, "ratio_to_base": 1.03}, row | {"loras": 8, "ratio_to_base": 1.11}]
-    assert [line[-1] for line in report_limits.LIMITS["stacked_loras"]({"rows": rows})] == ["yes", "no"]
-    assert [line[-1] for line in report_limits.LIMITS["stacked_loras"](None)] == ["-", "-"]
 
 
 def test_rival_that_trains_faster_is_named():
@@ -137,7 +126,7 @@ def test_start_and_memory_are_held_against_their_limits():
 def test_what_was_not_measured_is_named(tmp_path):
     text = report.page(tmp_path)
     assert text.count("Not measured yet") == len(ALL_SECTIONS)
-    assert text.count("not measured yet") == len(report_limits.LIMITS) + 1  # one limit has two lines
+    assert text.count("not measured yet") == len(report_limits.LIMITS)
 
 
 def committed(folder):
