@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SwitchError
+from .low_rank import usable
 
 Before = Callable[[Tensor], Tensor]  # what the module returns without this change and those after it
 
@@ -37,7 +38,7 @@ class Change(nn.Module):
 
     def on(self, device: torch.device, strengths: Sequence[float]) -> tuple[tuple[BoundChange, ...], ...]:
         """Return what answers in each phase, empty where the strength is 0."""
-        tensors = {name: tensor.detach().to(device) for name, tensor in self.named_parameters()}
+        tensors = {name: usable(tensor, device) for name, tensor in self.named_parameters()}
         return tuple((self.bind(tensors, strength),) if strength else () for strength in strengths)
 
     def bind(self, tensors: dict[str, Tensor], strength: float) -> BoundChange:

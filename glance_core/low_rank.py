@@ -118,7 +118,7 @@ class Branch(nn.Module):
         Args:
             phases: for each phase, the strength of each adapter.
         """
-        tensors = {name: tensor.detach().to(device) for name, tensor in self.named_parameters()}
+        tensors = {name: usable(tensor, device) for name, tensor in self.named_parameters()}
         return tuple(
             tuple(_bound(tensors, parts, strengths) for parts in self._answering(strengths)) for strengths in phases
         )
@@ -135,6 +135,12 @@ class Branch(nn.Module):
             parts.append(part)
         if parts:
             yield parts
+
+
+def usable(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device, without a copy if it is there already and autograd can save it if it must."""
+    moved = tensor.detach().to(device)
+    return moved.clone() if moved.is_inference() and not torch.is_inference_mode_enabled() else moved
 
 
 def _bound(tensors: Mapping[str, Tensor], parts: Sequence[_Part], strengths: Sequence[float]) -> Bound:

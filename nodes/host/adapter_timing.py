@@ -77,6 +77,11 @@ class LoraTiming(Protocol):
         """Whether it ever has a strength."""
         ...
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether it depends on how many steps a run has."""
+        ...
+
     def curve(self, start: RunStart) -> StrengthCurve:
         """Return the strength by noise level in this run. Raises ScheduleError if the run does not tell it."""
         ...

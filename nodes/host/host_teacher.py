@@ -15,7 +15,7 @@ from .base_model import first_mask, fixed_latent, latent_shape
 from .conditioned import Conditioned, entries
 from .model_sigmas import ModelSigmas, model_sigmas, starting_noise
 from .nested import mapped, packed
-from .patcher import pair_of
+from .patcher import check_no_steps, pair_of
 from .training_model import TrainingInputs, with_loaded_model
 
 T = TypeVar("T")
@@ -77,6 +77,7 @@ def host_teacher(patcher: Any, positive: list[Any], negative: list[Any] | None, 
         raise ScheduleError(
             "the model carries a Glance pair, but its own steps are needed; wire the model from before Load Glance LoRA"
         )
+    check_no_steps(patcher)
     samples = mapped(fixed_latent(patcher, choices.latent), lambda part: part[:1])
     sigmas = model_sigmas(
         patcher, latent_shape(patcher, choices.latent), choices.schedule, PairMetadata(), choices.sigmas

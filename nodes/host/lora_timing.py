@@ -20,6 +20,8 @@ class WholeRun:
 
     strength: float
 
+    counts_steps = False
+
     @property
     def acts(self) -> bool:
         return self.strength != 0
@@ -41,6 +43,10 @@ class BySteps:
     def acts(self) -> bool:
         return any(self.strengths)
 
+    @property
+    def counts_steps(self) -> bool:
+        return len(set(self.strengths)) > 1
+
     def curve(self, start: RunStart) -> StrengthCurve:
         return by_step(start.sigmas.tolist(), self.strengths)
 
@@ -58,6 +64,8 @@ class BetweenSigmas:
     start: float
     end: float
     strength: float
+
+    counts_steps = False
 
     @property
     def acts(self) -> bool:
@@ -77,6 +85,8 @@ class BetweenShares:
     start: float
     end: float
     strength: float
+
+    counts_steps = False
 
     @property
     def acts(self) -> bool:

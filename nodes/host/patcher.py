@@ -19,7 +19,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import PatcherInjection, WrappersMP
 
-from ...glance_core.errors import GlanceError
+from ...glance_core.errors import GlanceError, ScheduleError
 from ...glance_core.lora.metadata import PairMetadata
 from ...glance_core.schedule.phase_schedule import phase_index
 from ...glance_core.schedule.strengths import RunPhases, StrengthCurve, run_phases
@@ -241,6 +241,17 @@ def pair_of(model: Any) -> GlancePair | None:
     """Return the pair that a MODEL carries (the last one loaded), if any."""
     carried = adapters_of(model)
     return carried.pairs[-1] if carried is not None and carried.pairs else None
+
+
+def check_no_steps(model: Any) -> None:
+    """Raise ScheduleError if a LoRA on the MODEL acts by steps, which mean something else in each number of steps."""
+    carried = adapters_of(model)
+    for adapter in carried.adapters if carried is not None else ():
+        if not isinstance(adapter.timing, PairPhase) and adapter.timing.counts_steps:
+            raise ScheduleError(
+                f"{adapter.name} acts in some steps of a run, but all steps are needed here; set its unit to sigma or "
+                "share"
+            )
 
 
 def metadata_of(model: Any) -> PairMetadata:

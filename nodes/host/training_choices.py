@@ -27,7 +27,7 @@ from .base_model import base_of, first_mask, fixed_latent
 from .conditioned import entries
 from .model_sigmas import AUTO, model_sigmas, split_for
 from .nested import joined, mapped, parts
-from .patcher import pair_of
+from .patcher import check_no_steps, pair_of
 from .phase_run import chosen_sigmas
 from .training_model import trained_slots
 from .training_plan import TrainingPlan
@@ -96,6 +96,7 @@ def training_plan(choices: TrainingChoices, options: TrainingOptions) -> Trainin
     model = choices.model
     if pair_of(model) is not None:
         raise TrainingError("the model carries a Glance pair already; wire the model from before Load Glance LoRA")
+    check_no_steps(model)
     positive, negative = entries(choices.positive), entries(choices.negative)
     if not positive:
         raise TrainingError("positive is empty; wire the caption or the prompts to train on")

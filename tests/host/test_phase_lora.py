@@ -1,13 +1,16 @@
 """LoadPhaseLoRA equals whole models with merged LoRAs that are swapped by hand at the same noise levels."""
 
 import adapters
+import comfy.model_patcher
 import comfy.samplers
 import pack
 import pytest
 import swapped
 import tiny_models
 import torch
+import train_node
 from safetensors.torch import save_file
+from test_training_inputs import teacher_of
 
 NAMES = ["flux", "wan", "qwen-image", "sd1"]
 STEPS = 6
@@ -194,3 +197,68 @@ def test_text_that_is_not_strengths_is_refused_before_anything_runs():
     validate = pack.node("LoadPhaseLoRA").validate_inputs
     assert validate(strengths="1, x") == "strengths: 'x' is not a strength. Write numbers like 1, 1, 0.5, 0"
     assert validate(strengths=" ") is True and validate(strengths="1, 0") is True
+
+
+@pytest.mark.parametrize("inputs", [
+    {}, {"when": "custom", "start": 0.2, "end": 0.7, "unit": "share"}, {"strengths": "0.5"},
+])  # fmt: skip
+@pytest.mark.parametrize("sampled_before", [False, True])
+def test_a_pair_is_trained_on_a_model_with_it(inputs, sampled_before, loras, output):
+    """Teacher, student, and the loaded pair see the LoRA where it acts. Its tensors may be of inference mode."""
+    model = tiny_models.build("flux")
+    saved(model, loras)
+    carrying, _ = load(model, "1.safetensors", **inputs)
+    before = tiny_models.state(model)
+    if sampled_before:
+        pack.host_sample(carrying, "flux", sigmas_of(model))
+    settings = {"objective": "on_policy", "steps": 3, "learning_rate": 0.02, "cfg": 1.0}
+    trained, slow, fast, losses, _ = train_node.train(carrying, "flux", **settings)
+    *_, without, _ = train_node.train(model, "flux", name="without", **settings)
+    assert not torch.equal(losses, without), "training did not see it"
+    ours, theirs = (
+        pack.phase_split(each, "flux", 2, 2, sampler="auto")
+        for each in (trained, pack.load_pair(carrying, slow, fast)[0])
+    )
+    assert torch.equal(ours, theirs)
+    assert pack.relative(*teacher_of(carrying, "flux", tiny_models.empty_latent("flux"))) < 1e-5
+    tiny_models.assert_bit_exact(model, before)
+
+
+def test_training_calibration_and_plot_refuse_a_lora_that_counts_steps(loras, output):
+    """A full run has other steps than a few-step run."""
+    model = tiny_models.build("flux")
+    saved(model, loras)
+    carrying, _ = load(model, "1.safetensors", when="custom")
+    message = (
+        r"^1\.safetensors acts in some steps of a run, but all steps are needed here; set its unit to sigma or share"
+    )
+    with pytest.raises(ValueError, match=message):
+        train_node.train(carrying, "flux")
+    inputs = {"model": [carrying], "positive": [tiny_models.conditioning("flux", 1)], "cfg": [1.0], "seed": [3]}
+    inputs |= {"latent_image": [tiny_models.empty_latent("flux")], "schedule": ["auto"]}
+    with pytest.raises(ValueError, match=message):
+        pack.node("GlancePhasePlot").execute(steps=[4], **inputs)
+    with pytest.raises(ValueError, match=message):
+        pack.node("CalibrateGlance").execute(model_calls=[4], seconds=[2.0], teacher_runs=[4], **inputs)
+
+
+def test_another_lora_or_strength_does_not_load_or_change_the_base_again(loras, monkeypatch):
+    model = tiny_models.build("flux")
+    saved(model, loras, (1, 2))
+    sigmas = sigmas_of(model)
+    pack.host_sample(load(model, "1.safetensors")[0], "flux", sigmas)
+    done = []
+    for name in ("load", "patch_weight_to_device", "unpatch_model"):
+        own = getattr(comfy.model_patcher.ModelPatcher, name)
+
+        def watched(self, *args, name=name, own=own, **kwargs):
+            if self.model is model.model and kwargs.get("unpatch_weights", True):  # else it only exchanges clones
+                done.append(name)
+            return own(self, *args, **kwargs)
+
+        monkeypatch.setattr(comfy.model_patcher.ModelPatcher, name, watched)
+    for file, strength in (("1.safetensors", 0.5), ("2.safetensors", 1.0), ("2.safetensors", -1.0)):
+        pack.host_sample(load(model, file, strength)[0], "flux", sigmas)
+    assert done == []
+    pack.host_sample(pack.merged(model, adapters.state_dict(model, 1)), "flux", sigmas)
+    assert "patch_weight_to_device" in done, "a merge is not seen, so the test could not fail"
