@@ -25,7 +25,7 @@ from .host.nested import parts
 from .host.node_progress import as_image
 from .host.patcher import metadata_of, pair_of
 from .host.phase_run import StepChoice, phase_run
-from .host.sampling_run import Scene, sample, tagged_sigmas
+from .host.sampling_run import Scene, cfg_guider, sample, tagged_sigmas
 from .inputs import CATEGORY, cfg_input, seed_input, settings_input, sigmas_input
 
 TILE = 384  # pixels, the longest side of a picture in the grid
@@ -161,7 +161,7 @@ class _Bench:
 
     def warm_up(self, run: Run) -> None:
         """Take one step, so that loading the model is not counted."""
-        sample(run.model, self.scene, run.cfg, run.sampler, run.sigmas[:2])
+        sample(cfg_guider(run.model, run.cfg), self.scene, run.sampler, run.sigmas[:2])
 
     def sampled(self, run: Run) -> Sampled:
         calls = [0]
@@ -173,7 +173,7 @@ class _Bench:
         patcher = run.model.clone()
         patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "glance_compare", count)
         began = time.monotonic()
-        latent = sample(patcher, self.scene, run.cfg, run.sampler, run.sigmas)
+        latent = sample(cfg_guider(patcher, run.cfg), self.scene, run.sampler, run.sigmas)
         seconds = time.monotonic() - began
         nfe = calls[0] / self.scene.latent["samples"].shape[0]
         return Sampled(run.name, self._decoded(latent), len(run.sigmas) - 1, nfe, seconds, torch.empty(0))

@@ -15,7 +15,6 @@ from .host.model_sigmas import SCHEDULES
 CATEGORY = "Glance"
 SETTINGS = io.Custom("GLANCE_SETTINGS")
 OPTIONS = io.Custom("GLANCE_TRAINING_OPTIONS")
-SAME_CFG = 0.0
 _PAPER_STEPS = {"slow": "5, or 3", "fast": "5"}
 
 
@@ -104,18 +103,18 @@ def cfg_input(tooltip: str) -> Any:
 
 
 def late_cfg_input() -> Any:
-    """Return the guidance of the late model."""
+    """Return the guidance of the run's second part."""
     return io.Float.Input(
         "late_cfg",
         display_name="late cfg",
-        default=SAME_CFG,
-        min=SAME_CFG,
+        default=0.0,
+        min=0.0,
         max=100.0,
         step=0.1,
         round=0.01,
         optional=True,
         advanced=True,
-        tooltip="Guidance of late_model. 0: the same as cfg. At 1 a step takes one model call.",
+        tooltip="The cfg from the boundary on. 0: the same as cfg. At 1 a step takes one model call.",
     )
 
 

@@ -14,11 +14,10 @@ from .host.log import log
 from .host.model_sigmas import AUTO
 from .host.phase_run import StepChoice, phase_run
 from .host.reference_sampler import reference_sampler
-from .host.sampling_run import Scene, sample, sample_with, tagged_sigmas
-from .host.two_models import TwoModelGuider
+from .host.sampling_run import Scene, sample, tagged_sigmas
+from .host.two_models import guider_of
 from .inputs import (
     CATEGORY,
-    SAME_CFG,
     cfg_input,
     check_teacher_steps,
     denoise_input,
@@ -97,19 +96,16 @@ class PhaseSplitSampler(io.ComfyNode):
         settings: Settings | None = None,
         sigmas: torch.Tensor | None = None,
         late_model: Any = None,
-        late_cfg: float = SAME_CFG,
+        late_cfg: float = 0.0,
     ) -> io.NodeOutput:
         choice = StepChoice(slow_steps, fast_steps, schedule, teacher_steps, denoise, settings, sigmas)
         run = phase_run(model, latent_image, choice, sampler_name)
         if run.solver is not None:
-            cfg = late_cfg = 1.0  # for the preview; the solver combines both predictions itself
+            cfg, late_cfg = 1.0, 0.0  # for the preview; the solver combines both predictions itself
             log.info("Glance: fitted solver, %d model calls", run.solver.nfe)
-        scene, levels = Scene(positive, negative, latent_image, seed), tagged_sigmas(run.schedule)
-        if late_model is None:
-            return io.NodeOutput(sample(model, scene, cfg, run.sampler, levels))
-        guider = TwoModelGuider(model, late_model, lambda _: run.schedule.threshold)
-        guider.set_cfgs(cfg, cfg if late_cfg == SAME_CFG else late_cfg)
-        return io.NodeOutput(sample_with(guider, scene, run.sampler, levels))
+        guider = guider_of(model, late_model, cfg, late_cfg, run.schedule.slow_steps)
+        scene = Scene(positive, negative, latent_image, seed)
+        return io.NodeOutput(sample(guider, scene, run.sampler, tagged_sigmas(run.schedule)))
 
 
 class GlanceScheduler(io.ComfyNode):

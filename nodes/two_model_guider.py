@@ -6,12 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..glance_core.errors import GlanceError
 from ..glance_core.models import TWO_MODELS, TWO_MODELS_BOUNDARY
-from .host.two_models import TwoModelGuider, after_steps, below_sigma
-from .inputs import CATEGORY, SAME_CFG, late_cfg_input
-
-SIGMA, STEPS = "sigma", "steps"
+from .host.two_models import BOUNDARY_UNITS, ModelBoundary, TwoModelGuider
+from .inputs import CATEGORY, late_cfg_input
 
 
 class GlanceTwoModelGuider(io.ComfyNode):
@@ -49,7 +46,7 @@ class GlanceTwoModelGuider(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "unit",
-                    options=[SIGMA, STEPS],
+                    options=BOUNDARY_UNITS,
                     tooltip="sigma: a noise level. steps: how many steps the first model takes.",
                 ),
                 late_cfg_input(),
@@ -67,14 +64,9 @@ class GlanceTwoModelGuider(io.ComfyNode):
         cfg: float,
         boundary: float,
         unit: str,
-        late_cfg: float = SAME_CFG,
+        late_cfg: float = 0.0,
     ) -> io.NodeOutput:
-        if unit == STEPS and boundary != int(boundary):
-            raise GlanceError(
-                f"boundary is {boundary:g}, which is no number of steps; write a whole number, or set unit"
-            )
-        where = after_steps(int(boundary)) if unit == STEPS else below_sigma(boundary)
-        guider = TwoModelGuider(model, late_model, where)
+        guider = TwoModelGuider(model, late_model, ModelBoundary(boundary, unit))
         guider.set_conds(positive, negative)
-        guider.set_cfgs(cfg, cfg if late_cfg == SAME_CFG else late_cfg)
+        guider.set_cfg(cfg, late_cfg or cfg)
         return io.NodeOutput(guider)

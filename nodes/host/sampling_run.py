@@ -42,21 +42,24 @@ def schedule_of(sigmas: torch.Tensor) -> PhaseSchedule | None:
     return getattr(sigmas, _TAG, None)
 
 
-def sample(patcher: Any, scene: Scene, cfg: float, sampler: Any, sigmas: torch.Tensor) -> dict[str, Any]:
-    """Run a SAMPLER on these sigmas with one model and one guidance. Return a LATENT."""
+def cfg_guider(patcher: Any, cfg: float) -> Any:
+    """Return ComfyUI's guider of one model."""
     guider = comfy.samplers.CFGGuider(patcher)
     guider.set_cfg(cfg)
-    return sample_with(guider, scene, sampler, sigmas)
+    return guider
 
 
-def sample_with(guider: Any, scene: Scene, sampler: Any, sigmas: torch.Tensor) -> dict[str, Any]:
-    """Run a SAMPLER with a guider; previews, masks, batches and interrupts are ComfyUI's. Return a LATENT."""
-    patcher, latent = guider.model_patcher, scene.latent
-    samples = fixed_latent(patcher, latent)
-    noise = comfy.sample.prepare_noise(samples, scene.seed, latent.get("batch_index"))
+def sample(guider: Any, scene: Scene, sampler: Any, sigmas: torch.Tensor) -> dict[str, Any]:
+    """Run a SAMPLER on these sigmas; previews, masks, batches and interrupts are ComfyUI's. Return a LATENT.
+
+    Args:
+        guider: of ComfyUI, with its cfg. It gets the prompts here.
+    """
+    patcher = guider.model_patcher
+    latent, samples = scene.latent, fixed_latent(patcher, scene.latent)
     guider.set_conds(scene.positive, scene.negative)
     result = guider.sample(
-        noise,
+        comfy.sample.prepare_noise(samples, scene.seed, latent.get("batch_index")),
         samples,
         sampler,
         sigmas,
@@ -65,6 +68,8 @@ def sample_with(guider: Any, scene: Scene, sampler: Any, sigmas: torch.Tensor) -
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=scene.seed,
     )
-    device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
+    result = result.to(
+        device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()
+    )
     out = {name: value for name, value in latent.items() if name not in _EMPTY_LATENT_KEYS}
-    return out | {"samples": result.to(device=device, dtype=dtype)}
+    return out | {"samples": result}

@@ -1,277 +1,295 @@
-"""A guider for bases of two models: one answers at high noise, the other from a boundary down.
+"""One sampling run of two models: the late one answers from a noise level down.
 
-The sampler runs once, in a thread of its own, and asks for predictions. Here, in the thread that ComfyUI called, each
-model answers inside a run of its own guider: ComfyUI loads it, encodes its prompts, applies its patches and wrappers,
-and cleans up, before the other one is loaded. So samplers keep their history over the boundary.
+Each model has an ordinary session of ComfyUI's CFGGuider: it is loaded, its prompts are encoded, its wrappers, hooks
+and injections come and go as in a run of its own. Between them the sampler waits, with its whole history, in a thread.
 """
 
 from __future__ import annotations
 
-import itertools
-import threading
+import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from queue import SimpleQueue
+from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
 import comfy.samplers
 import torch
 
 from ...glance_core.errors import GlanceError
 from ...glance_core.schedule.phase_schedule import threshold_between
-from .base_model import describe
 from .log import log
-from .sampling_run import schedule_of, tagged_sigmas
+from .patcher import pair_of
+from .sampler_thread import ModelCall, Report, SamplerThread
+from .sampling_run import cfg_guider, schedule_of, tagged_sigmas
+from .two_models_check import check_models
 
-_PROBES = (0.999, 0.9, 0.5, 0.1)  # shares of the highest sigma, at which two models must agree
-_POST, _CFG1 = "sampler_post_cfg_function", "disable_cfg1_optimization"
-_NAMES = ("model", "late_model")
-Boundary = Callable[[torch.Tensor], float]  # a run's sigmas -> the sigma above which the first model answers
-
-
-def after_steps(steps: int) -> Boundary:
-    """Return the boundary after this many steps of a run."""
-
-    def threshold(sigmas: torch.Tensor) -> float:
-        levels = sigmas.tolist()
-        if any(after >= before for before, after in itertools.pairwise(levels)):
-            raise GlanceError("steps cannot be counted if the run's sigmas do not fall; set unit to sigma")
-        if steps <= 0 or steps >= len(levels) - 1:
-            return float("inf") if steps <= 0 else -1.0
-        return threshold_between(levels[steps - 1], levels[steps])
-
-    return threshold
-
-
-def below_sigma(sigma: float) -> Boundary:
-    """Return the boundary just below a noise level, which the first model still answers."""
-    return lambda sigmas: sigma * (1 - 1e-6)
-
-
-class TwoModelGuider(comfy.samplers.CFGGuider):  # type: ignore[misc]
-    """Samples with `early` above the boundary and with `late` below it, each with its own cfg."""
-
-    def __init__(self, early: Any, late: Any, boundary: Boundary):
-        super().__init__(early)
-        _check_kin(early, late)
-        self.guiders = tuple(comfy.samplers.CFGGuider(patcher) for patcher in (early, late))
-        self.boundary = boundary
-
-    def inner_set_conds(self, conds: Any) -> None:
-        """Set the prompts of both."""
-        super().inner_set_conds(conds)
-        for guider in self.guiders:
-            guider.inner_set_conds(conds)
-
-    def set_cfgs(self, early: float, late: float) -> None:
-        """Set the guidance of each."""
-        self.cfg = early
-        for guider, cfg in zip(self.guiders, (early, late), strict=True):
-            guider.set_cfg(cfg)
-
-    def sample(
-        self, noise: Any, latent_image: Any, sampler: Any, sigmas: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Run the sampler once; args, kwargs: mask, callback and more, as CFGGuider takes them."""
-        if sigmas.shape[-1] < 2:
-            return latent_image
-        run = _SamplerRun(sampler, self.boundary(sigmas))
-        shown, schedule = sigmas, schedule_of(sigmas)
-        if schedule is not None:  # each model sees one part of the run
-            shown = tagged_sigmas(replace(schedule, partial=True))
-        side = run.side(float(sigmas[0]))
-        try:
-            while True:
-                turn = _Turn(run, side)
-                result = self.guiders[side].sample(noise, latent_image, turn, shown, *args, **kwargs)
-                if run.finished:
-                    break
-                side = 1 - side
-        finally:
-            run.close()
-        counts = ", ".join(f"{run.calls[at]} of {name}" for at, name in enumerate(_NAMES))
-        log.info("Glance: model calls %s, changed at sigma %.4f", counts, run.threshold)
-        return result
+SIGMA, STEPS = "sigma", "steps"
+BOUNDARY_UNITS = [SIGMA, STEPS]
+_EARLY, _LATE = 0, 1
+_ROUNDING = 1e-6  # of float32 sigmas, relative
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What the sampler's thread wants: a prediction, or that the callback is called. Or it tells how it ended."""
+class ModelBoundary:
+    """Where the late model begins to answer.
 
-    kind: str
-    args: tuple[Any, ...] = ()
-    options: Any = None
+    value: a sigma, below which it answers; or how many steps of the run it does not answer. unit: which.
+    """
+
+    value: float
+    unit: str = STEPS
+
+    def __post_init__(self) -> None:
+        if self.unit == STEPS and (self.value < 0 or self.value != int(self.value)):
+            raise GlanceError(
+                f"a boundary of {self.value:g} steps does not exist; write a whole number, or choose the unit sigma"
+            )
+
+    def threshold(self, sigmas: list[float]) -> float:
+        """Return the sigma above which the early model answers in a run on these sigmas."""
+        if self.unit == SIGMA:
+            return self.value * (1 - _ROUNDING)
+        step, steps = int(self.value), len(sigmas) - 1
+        if step > steps:
+            raise GlanceError(f"the boundary is after step {step}, and the run has {steps}; choose at most {steps}")
+        if step == steps:
+            return -math.inf
+        before = sigmas[step - 1] if step else math.inf
+        if before <= sigmas[step]:
+            raise GlanceError(
+                f"the sigmas rise from {before:g} to {sigmas[step]:g} at the boundary; choose the unit sigma for them"
+            )
+        return threshold_between(before, sigmas[step])
 
 
-class _Asking:
-    """Stands for the guider in the sampler's thread. Beside predictions, all is that of the guider whose turn it is."""
+class TwoModelGuider(comfy.samplers.CFGGuider):  # type: ignore[misc]
+    """A guider whose early model answers above the boundary, and its late model from there down."""
 
-    def __init__(self, run: _SamplerRun):
-        self._run = run
-        self._shown_cfg: float | None = None
+    def __init__(self, model: Any, late_model: Any, boundary: ModelBoundary):
+        super().__init__(model)
+        check_models(model, late_model)
+        self.boundary = boundary
+        self.sides = comfy.samplers.CFGGuider(model), comfy.samplers.CFGGuider(late_model)
 
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options: Any = None, seed: Any = None) -> Any:
-        return self._run.ask(_Request("predict", (x, sigma, seed, self._run.own_cfg), model_options))
+    def inner_set_conds(self, conds: dict[str, Any]) -> None:
+        """Give both models the same prompts."""
+        super().inner_set_conds(conds)
+        for side in self.sides:
+            side.inner_set_conds(conds)
 
-    @property
-    def cfg(self) -> float:
-        """The guidance of the model whose turn it is; a sampler may set another one for a while."""
-        self._shown_cfg = self._run.turn.guider.cfg
-        return self._shown_cfg
+    def set_cfg(self, cfg: float, late_cfg: float | None = None) -> None:
+        """Set the guidance of both models. late_cfg: None for the same."""
+        super().set_cfg(cfg)
+        for side, value in zip(self.sides, (cfg, cfg if late_cfg is None else late_cfg), strict=True):
+            side.set_cfg(value)
 
-    @cfg.setter
-    def cfg(self, value: float) -> None:
-        self._run.own_cfg = None if value == self._shown_cfg else value
+    def sample(
+        self,
+        noise: Any,
+        latent_image: Any,
+        sampler: Any,
+        sigmas: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Sample as ComfyUI's CFGGuider does, with the same arguments."""
+        if sigmas.shape[-1] == 0:
+            return latent_image
+        _check_sampler(sampler)
+        schedule = schedule_of(sigmas)
+        if schedule is not None:  # each model sees only its part of the run
+            sigmas = tagged_sigmas(dataclasses.replace(schedule, partial=True))
+        run = _Run(self.sides, sampler, self.boundary.threshold(sigmas.tolist()))
+        return run.sample(lambda side, stage: side.sample(noise, latent_image, stage, sigmas, *args, **kwargs), sigmas)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._run.turn.guider, name)
+
+def guider_of(model: Any, late_model: Any | None, cfg: float, late_cfg: float, slow_steps: int) -> Any:
+    """Return the guider of a run whose steps after the first `slow_steps` have a model or a cfg of their own.
+
+    Args:
+        late_model: None for the same model.
+        late_cfg: 0 for the same cfg.
+    """
+    if late_model is None and (not late_cfg or late_cfg == cfg):
+        return cfg_guider(model, cfg)
+    if late_model is not None and (pair_of(model) is None) != (pair_of(late_model) is None):
+        log.warning(
+            "Glance: only %s carries a pair, so the base answers in the steps of the other one; load a pair on both",
+            "late_model" if pair_of(model) is None else "model",
+        )
+    guider = TwoModelGuider(model, late_model or model, ModelBoundary(slow_steps))
+    guider.set_cfg(cfg, late_cfg or cfg)
+    return guider
 
 
-class _SamplerRun:
-    """One run of a sampler in its own thread, which waits whenever it has asked for something."""
+class _Run:
+    """One run: the sampler's thread, and the session that is open.
 
-    def __init__(self, sampler: Any, threshold: float):
-        self.sampler, self.threshold = sampler, threshold
-        self.turn: _Turn = _Turn(self, 0)
-        self.own_cfg: float | None = None
+    guider: whose session it is. options: the model_options of this session. base: those that the sampler began with.
+    """
+
+    def __init__(self, sides: tuple[Any, Any], sampler: Any, threshold: float):
+        self.sides, self.sampler, self.threshold = sides, sampler, threshold
+        self.thread = SamplerThread()
         self.calls: Counter[int] = Counter()
-        self.finished = False
-        self.options: Mapping[str, Any] = {}  # model_options that the sampler was given
-        self._requests: SimpleQueue[_Request] = SimpleQueue()
-        self._replies: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        self._waiting: _Request | None = None  # a prediction that the other model has to make
-        self._thread: threading.Thread | None = None
+        self.waiting: ModelCall | None = None
+        self.ended = False
+        self.guider: Any = None
+        self.options: Mapping[str, Any] = {}
+        self.base: Mapping[str, Any] = {}
 
     def side(self, sigma: float) -> int:
         """Return which model answers at this noise level."""
-        return 0 if sigma > self.threshold else 1
+        return _LATE if sigma <= self.threshold else _EARLY
 
-    def start(self, device: torch.device, given: tuple[Any, ...]) -> None:
-        """Start the sampler's thread. given: what ComfyUI gives a sampler after the guider, without the callback."""
-        if self._thread is not None:
-            return
-        sigmas, extra_args, *rest = given
-        self.options = extra_args.get("model_options", {})
-        inference = torch.is_inference_mode_enabled()
+    def sample(self, session: Callable[[Any, Any], Any], sigmas: torch.Tensor) -> Any:
+        """Open one model's session after the other until the sampler has ended, and return the last one's result.
 
-        def work() -> None:
-            try:
-                with torch.inference_mode(inference), comfy.model_management.cuda_device_context(device):
-                    result = self.sampler.sample(_Asking(self), sigmas, extra_args, self._callback, *rest)
-                self._requests.put(_Request("finished", (result,)))
-            except BaseException as error:  # of any kind: it goes on in the thread that waits
-                self._requests.put(_Request("failed", (error,)))
+        Args:
+            session: samples with a guider and a SAMPLER.
+        """
+        side = self.side(float(sigmas[0]))
+        try:
+            while True:
+                result = session(self.sides[side], _Stage(self, side))
+                if self.ended:
+                    break
+                side = 1 - side
+        except BaseException as error:
+            self.thread.close(error)
+            raise
+        finally:
+            self.guider, self.waiting = None, None
+        self._report()
+        return result
 
-        self._thread = threading.Thread(target=work, name="glance sampler", daemon=True)
-        self._thread.start()
-
-    def _callback(self, *args: Any) -> Any:
-        return self.ask(_Request("callback", args))
-
-    def ask(self, request: _Request) -> Any:
-        """Ask from the sampler's thread, and wait for the answer."""
-        self._requests.put(request)
-        value, error = self._replies.get()
-        if error is not None:
-            raise error
-        return value
-
-    def serve(self, turn: _Turn, predict: Callable[[_Request], Any], callback: Any) -> Any:
-        """Answer until the run ends or the other model's turn comes. Return the result, None if there is none yet."""
-        self.turn = turn
-        while True:
-            request = self._waiting or self._requests.get()
-            self._waiting = None
-            if request.kind == "finished":
-                self.finished = True
-                return request.args[0]
-            if request.kind == "failed":
-                self.finished = True
-                raise request.args[0]
-            if request.kind == "predict" and self.side(float(request.args[1].reshape(-1)[0])) != turn.side:
-                self._waiting = request
-                return None
-            if request.kind == "predict":
-                self.calls[turn.side] += 1
-                answer = predict(request)
-            else:
-                answer = callback(*request.args) if callback is not None else None
-            self._replies.put((answer, None))
-
-    def close(self) -> None:
-        """End the thread, wherever it is. It is waiting for an answer, unless it has ended."""
-        if self._thread is None:
-            return
-        while self._thread.is_alive():
-            self._replies.put((None, _Stopped()))
-            self._thread.join(0.05)
+    def _report(self) -> None:
+        early, late = self.calls[_EARLY], self.calls[_LATE]
+        if early and late:
+            log.info("Glance: %d model calls of model, %d of late_model from sigma %.4f", early, late, self.threshold)
+        elif early or late:
+            log.info("Glance: %s answered all %d model calls", "model" if early else "late_model", early + late)
 
 
-class _Stopped(BaseException):
-    """Ends a sampler whose run has ended otherwise."""
+class _Stage(comfy.samplers.Sampler):  # type: ignore[misc]
+    """The SAMPLER of one model's session: it answers the calls of the run's sampler that are its model's."""
 
-
-class _Turn(comfy.samplers.Sampler):  # type: ignore[misc]
-    """The sampler of one model's own run: it serves the real sampler as long as that asks for this model."""
-
-    def __init__(self, run: _SamplerRun, side: int):
+    def __init__(self, run: _Run, side: int):
         self.run, self.side = run, side
-        self.guider: Any = None
 
-    def sample(self, model_wrap: Any, sigmas: Any, extra_args: Any, callback: Any, noise: Any, *rest: Any) -> Any:
-        """Answer. Return what the sampler returned, or something of its shape that nobody reads."""
-        self.guider, own = model_wrap, extra_args.get("model_options", {})
-        self.run.turn = self
-        self.run.start(noise.device, (sigmas, extra_args, noise, *rest))
+    def __getattr__(self, name: str) -> Any:
+        """Return what wrappers read from a SAMPLER, such as its function."""
+        return getattr(self.run.sampler, name)
 
-        def predict(request: _Request) -> Any:
-            x, sigma, seed, cfg = request.args
-            options = _with_additions(own, self.run.options, request.options or {})
-            before = model_wrap.cfg
-            model_wrap.cfg = before if cfg is None else cfg
-            try:
-                return model_wrap(x, sigma, model_options=options, seed=seed)
-            finally:
-                model_wrap.cfg = before
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Answer until the sampler ends or calls the other model.
 
-        result = self.run.serve(self, predict, callback)
-        return torch.zeros_like(noise) if result is None else result
+        Returns:
+            The samples; where the run goes on with the other model, what the sampler gave to that one.
+        """
+        run, thread = self.run, self.run.thread
+        run.guider, run.options = model_wrap, extra_args["model_options"]
+        if not thread.started:
+            run.base = run.options
+            report = None if callback is None else lambda *step: thread.ask(Report((callback, *step)))
+            thread.start(
+                lambda: run.sampler.sample(_Current(run), sigmas, extra_args, report, noise, *args, **kwargs),
+                noise.device,
+            )
+        while True:
+            wish, run.waiting = run.waiting or thread.wish(), None
+            if wish is None:
+                run.ended = True
+                return thread.samples  # type: ignore[no-any-return]
+            if isinstance(wish, Report):
+                step, *rest = wish.arguments
+                thread.answer(lambda step=step, rest=rest: step(*rest))
+            elif run.side(wish.level) != self.side:
+                run.waiting = wish
+                return wish.x
+            else:
+                run.calls[self.side] += 1
+                options = _with_changes(wish.options, run.base, run.options)
+                thread.answer(lambda wish=wish, options=options: _predicted(model_wrap, wish, options))
 
 
-def _with_additions(own: Mapping[str, Any], base: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a model's own options with what the sampler added to those that it was given."""
+def _predicted(guider: Any, wish: ModelCall, options: Any) -> Any:
+    """Return the guider's answer, with the call's own guidance if it has one."""
+    before = guider.cfg
+    guider.cfg = before if wish.cfg is None else wish.cfg
+    try:
+        return guider(wish.x, wish.sigma, model_options=options, seed=wish.seed)
+    finally:
+        guider.cfg = before
+
+
+class _Current:
+    """Stands for the guider whose session is open, in the sampler's thread.
+
+    A sampler may set another cfg for a call and then the one that it had found, as fitted solvers do.
+    """
+
+    _found_cfg: float | None = None
+    _own_cfg: float | None = None
+
+    def __init__(self, run: _Run):
+        object.__setattr__(self, "_run", run)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run.guider, name)
+
+    @property
+    def cfg(self) -> float:
+        """The guidance of the model whose session is open."""
+        found: float = self._run.guider.cfg
+        object.__setattr__(self, "_found_cfg", found)
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "cfg":
+            object.__setattr__(self, "_own_cfg", None if value == self._found_cfg else value)
+            return
+        raise GlanceError(
+            f"this sampler changes the guider's {name} while it runs, which two models cannot share; choose another "
+            "sampler"
+        )
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options: Any = None, seed: Any = None) -> Any:
+        return self._run.thread.ask(ModelCall(x, sigma, model_options or {}, seed, self._own_cfg))
+
+
+def _with_changes(given: dict[str, Any], base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a session's own model_options with what the sampler changed in those that it began with."""
     if own is base:
         return given
-    found = dict(own)
-    added = list(given.get(_POST, []))[len(base.get(_POST, [])) :]
-    if added:
-        found[_POST] = [*found.get(_POST, []), *added]
-    if given.get(_CFG1) and not base.get(_CFG1):
-        found[_CFG1] = True
-    return found
+    changed = {key: value for key, value in given.items() if value is not base.get(key)}
+    if not changed:
+        return own  # type: ignore[return-value]
+    result = dict(own)
+    for key, value in changed.items():
+        if isinstance(value, list):  # functions that it added
+            known = base.get(key) or []
+            added = [each for each in value if not any(each is other for other in known)]
+            result[key] = [*(own.get(key) or []), *added]
+        elif isinstance(value, dict):
+            result[key] = _with_changes(value, base.get(key) or {}, own.get(key) or {})
+        else:
+            result[key] = value
+    return result
 
 
-def _check_kin(early: Any, late: Any) -> None:
-    """Raise GlanceError for two models that cannot share one run."""
-    if type(early.model) is not type(late.model) or type(early.model.latent_format) is not type(
-        late.model.latent_format
-    ):
-        raise GlanceError(
-            f"model is a {describe(early)} and late_model a {describe(late)}; both must be of one kind to share a run"
-        )
-    first, second = (patcher.get_model_object("model_sampling") for patcher in (early, late))
-    levels = [share * float(first.sigma_max) for share in _PROBES]
-    if not all(_same(first, second, torch.tensor([level])) for level in levels):
-        raise GlanceError(
-            "model and late_model mean different noise by the same sigma; wire the same ModelSampling node behind both"
-        )
-
-
-def _same(first: Any, second: Any, sigma: torch.Tensor) -> bool:
-    """Return whether two models see the same time at a noise level, and predict the same kind of thing."""
-    x, out = torch.tensor([[1.0]]), torch.tensor([[0.5]])
-    times = [float(sampling.timestep(sigma)) for sampling in (first, second)]
-    clean = [float(sampling.calculate_denoised(sigma, out, x)) for sampling in (first, second)]
-    return abs(times[0] - times[1]) <= 1e-4 * abs(times[0]) and abs(clean[0] - clean[1]) <= 1e-5
+def _check_sampler(sampler: Any) -> None:
+    """Raise GlanceError for samplers that are made for one model."""
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    if name == "sample_ar_video":
+        raise GlanceError("the sampler ar_video keeps one model's memory of the video; choose one model or euler")
