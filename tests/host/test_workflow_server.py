@@ -27,6 +27,8 @@ def stand_ins(models):
             wanted = [(each["directory"], each["name"]) for each in node["properties"].get("models", [])]
             if node["type"] == "LoadGlanceLoRA" and not name.startswith(EMBEDDED):
                 wanted += [("loras", file) for file in node["widgets_values"][:2]]
+            if node["type"] == "LoadPhaseLoRA":
+                wanted.append(("loras", node["widgets_values"][0]))
             for directory, file in wanted:
                 (models / directory).mkdir(exist_ok=True)
                 save_file({"nothing": torch.zeros(1)}, models / directory / file)
@@ -121,6 +123,17 @@ def on_the_embedded_model(graph, picture):
             inputs["unet_name"] = "glance_tiny_flux.safetensors"
         elif node["class_type"] == "LoadGlanceLoRA":
             inputs |= {"slow_lora": "glance_tiny_slow.safetensors", "fast_lora": "glance_tiny_fast.safetensors"}
+        elif node["class_type"] == "LoadPhaseLoRA":
+            inputs["lora_name"] = "glance_tiny_fast.safetensors"
+        elif node["class_type"] in ("ModelSamplingAuraFlow", "ModelSamplingSD3"):
+            inputs["shift"] = 1.0
+        elif node["class_type"] in ("EmptySD3LatentImage", "EmptyHunyuanLatentVideo"):
+            size = {"width": 128, "height": 128, "batch_size": 1}
+            graph[name] = {"class_type": "EmptySD3LatentImage", "inputs": size}
+        elif node["class_type"] == "CreateVideo":
+            graph[name] = {"class_type": "SaveImage", "inputs": {"images": inputs["images"], "filename_prefix": "two"}}
+        elif node["class_type"] == "SaveVideo":
+            del graph[name]
         elif node["class_type"] == "VAELoader":
             graph[name] = {"class_type": "GlanceTinyVAE", "inputs": {}}
         elif node["class_type"] == "CLIPLoader":
@@ -135,6 +148,21 @@ def on_the_embedded_model(graph, picture):
         elif node["class_type"] == "ImageScaleToTotalPixels":
             inputs["megapixels"] = 1 / 64
     return graph
+
+
+@pytest.mark.parametrize("name", [
+    "glance_lora_fades_out", "glance_lora_first_steps_z_image", "glance_lora_change_without_reload",
+    "glance_wan22_14b_text_to_video",
+])  # fmt: skip
+def test_graphs_of_loras_by_noise_level_run_and_the_lora_acts(server, classes, name):
+    found = []
+    for strength in (0.0, 1.0):
+        graph = on_the_embedded_model(to_api(workflow(name), classes), "example.png")
+        for inputs in of_kind(graph, "LoadPhaseLoRA").values():
+            inputs["strength"] = strength
+        (saved,) = [picture for shown in finished(server, graph).values() for picture in shown.get("images", [])]
+        found.append(np.asarray(Image.open(server.base / "output" / saved["filename"]).convert("RGB")).astype(int))
+    assert np.abs(found[0] - found[1]).mean() > 0.5
 
 
 def test_the_inpainting_graph_changes_the_picture_only_inside_the_mask(server, classes):
